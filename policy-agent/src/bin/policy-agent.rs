@@ -1,0 +1,2 @@
+//! policy-agent
+fn main() {}

@@ -1,0 +1,2 @@
+//! policyctl
+fn main() {}
