@@ -1,2 +1,11 @@
 //! The ABI between kernel and user space, and the code that both sides run.
+//!
+//! Nothing here does I/O, reads a clock or panics: the same functions compile into the kernel object, into the
+//! in-memory datapath and into tests.
 #![cfg_attr(not(test), no_std)]
+
+pub mod abi;
+pub mod event;
+pub mod family;
+pub mod judge;
+pub mod reason;
