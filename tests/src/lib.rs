@@ -1,1 +1,3 @@
-//! Test harness.
+//! Test harness: nodes made of network namespaces, packets that sockets cannot send, scenarios with truth tables.
+
+pub mod net;
