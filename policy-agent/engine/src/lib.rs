@@ -1,1 +1,12 @@
-//! Pure policy engine.
+//! The pure policy engine: no I/O, no clock, no randomness, no async.
+//!
+//! ```text
+//! objects -> read -> model -> World -> compile -> Desired -> Tables::plan -> Plan -> (kernel | mem)
+//!                               └-> oracle (the slow truth) -> explain, matrix
+//! ```
+//! The oracle and the compiler are two independent readings of the same model; tests hold them against each other.
+
+pub mod model;
+pub mod plan;
+pub mod verdict;
+pub mod world;
