@@ -1,3 +1,4 @@
 //! Test harness: nodes made of network namespaces, packets that sockets cannot send, scenarios with truth tables.
 
 pub mod net;
+pub mod pkt;
