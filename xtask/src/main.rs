@@ -1,2 +1,108 @@
-//! Tasks.
-fn main() {}
+//! `cargo xtask`: the table of tasks.
+
+mod build;
+mod check;
+mod command;
+mod fail;
+mod lint;
+mod setup;
+mod tally;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+/// A task: its name, its arguments, one line about it, and what it runs.
+struct Task {
+    name: &'static str,
+    args: &'static str,
+    about: &'static str,
+    run: fn(&[String]) -> Result<()>,
+}
+
+const TASKS: &[Task] = &[
+    Task {
+        name: "setup",
+        args: "[--bench] [--vm]",
+        about: "install or name what building and testing need (the other tasks do it themselves)",
+        run: setup::task,
+    },
+    Task {
+        name: "build",
+        args: "[--release]",
+        about: "build policy-agent and policyctl, with the kernel object inside",
+        run: build::task,
+    },
+    Task {
+        name: "test",
+        args: "[FILTER] [--no-vm]",
+        about: "every test: unit, property, documentation, kernel, network namespaces, kernels in VMs (root)",
+        run: test::task,
+    },
+    Task { name: "fmt", args: "[--fix]", about: "check (or mend) the formatting", run: lint::fmt },
+    Task { name: "lint", args: "", about: "clippy on all crates, warnings are errors", run: lint::lint },
+    Task {
+        name: "check",
+        args: "",
+        about: "design rules: dependencies, file headers and sizes, links in documents",
+        run: check::task,
+    },
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            fail::print(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(args: &[String]) -> Result<()> {
+    let Some((name, rest)) = args.split_first() else {
+        list();
+        return Ok(());
+    };
+    if matches!(name.as_str(), "help" | "-h" | "--help") {
+        list();
+        return Ok(());
+    }
+    match TASKS.iter().find(|task| task.name == name) {
+        Some(task) => (task.run)(rest),
+        None => Err(fail::hint(
+            format!("there is no task '{name}'"),
+            "`cargo xtask` without argument lists the tasks",
+        )),
+    }
+}
+
+fn list() {
+    println!("usage: cargo xtask TASK [ARGUMENTS]\n");
+    let call = |task: &Task| format!("{} {}", task.name, task.args);
+    let width = TASKS.iter().map(|task| call(task).len()).max().unwrap_or_default();
+    for task in TASKS {
+        println!("  {:width$}  {}", call(task), task.about);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_lines_are_short() {
+        for (i, task) in TASKS.iter().enumerate() {
+            assert!(TASKS[..i].iter().all(|other| other.name != task.name), "{}", task.name);
+            assert!(task.about.len() <= 100, "{}", task.name);
+        }
+    }
+
+    #[test]
+    fn an_unknown_task_is_an_error() {
+        let error = dispatch(&["no-such-task".to_owned()]).unwrap_err();
+        assert!(error.to_string().contains("no-such-task"));
+    }
+}

@@ -1,0 +1,31 @@
+//! `build`: both binaries, with the kernel object inside.
+
+use anyhow::Result;
+
+use crate::{command, fail, setup};
+
+/// `cargo xtask build [--release]`
+pub(crate) fn task(args: &[String]) -> Result<()> {
+    let mut release = false;
+    for arg in args {
+        match arg.as_str() {
+            "--release" => release = true,
+            other => return Err(fail::argument("build", other)),
+        }
+    }
+    setup::ensure(setup::Scope::Build)?;
+    binaries(release)?;
+    let folder = if release { "target/release" } else { "target/debug" };
+    eprintln!("built {folder}/policy-agent and {folder}/policyctl");
+    Ok(())
+}
+
+/// Builds `policy-agent` and `policyctl`; cargo shows the progress.
+pub(crate) fn binaries(release: bool) -> Result<()> {
+    let mut cargo = command::cargo();
+    cargo.args(["build", "--locked", "--package", "policy-agent", "--bins"]);
+    if release {
+        cargo.arg("--release");
+    }
+    command::run(&mut cargo)
+}

@@ -1,0 +1,96 @@
+//! `test`: every suite of the workspace, counted in one closing line.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    process::Command,
+};
+
+use anyhow::{Context, Result};
+
+use crate::{build, command, fail, setup, tally::Tally};
+
+/// `cargo xtask test [FILTER] [--no-vm]`
+pub(crate) fn task(args: &[String]) -> Result<()> {
+    let (mut filter, mut vm) = (None, true);
+    for arg in args {
+        match arg.as_str() {
+            "--no-vm" => vm = false,
+            flag if flag.starts_with('-') => return Err(fail::argument("test", flag)),
+            name if filter.is_none() => filter = Some(name),
+            other => return Err(fail::argument("test", other)),
+        }
+    }
+    if !command::is_root() {
+        return Err(fail::hint(
+            "the tests load programs into the kernel and make network namespaces: they need root",
+            "sudo -E env \"PATH=$PATH\" cargo xtask test\nwithout root: cargo test -p policy-engine -p policy-common",
+        ));
+    }
+    setup::ensure(setup::Scope::Test)?;
+    stage("building the binaries");
+    build::binaries(false)?;
+    stage("running the tests");
+    let mut sum = workspace(filter)?;
+    if let Some(filter) = filter {
+        stage("with a filter no VM is started");
+        if sum.passed + sum.failed == 0 {
+            return Err(fail::hint(format!("no test has '{filter}' in its name"), "cargo test -- --list"));
+        }
+    } else if vm {
+        sum.add(&vms()?);
+    }
+    close(&sum)
+}
+
+/// All crates but the kernel's, whose code the other suites load.
+fn workspace(filter: Option<&str>) -> Result<Tally> {
+    let mut cargo = command::cargo();
+    cargo.args(["test", "--locked", "--workspace", "--exclude", "policy-ebpf", "--no-fail-fast"]);
+    cargo.args(filter).env("RUST_BACKTRACE", "1").env("CARGO_TERM_COLOR", "never");
+    stream(cargo)
+}
+
+fn vms() -> Result<Tally> {
+    Ok(Tally::default())
+}
+
+/// Runs a command, shows its output as it comes, and counts.
+fn stream(mut command: Command) -> Result<Tally> {
+    // One pipe for both streams keeps the order: cargo names a suite on stderr, the suite prints on stdout.
+    let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+    command.stderr(writer.try_clone().context("cannot copy a pipe's end")?).stdout(writer);
+    let mut child = command.spawn().with_context(|| format!("cannot run {}", command::shown(&command)))?;
+    // The command holds the pipe's writing ends; they must close for the reader to see the end.
+    drop(command);
+    let (mut tally, mut line) = (Tally::default(), Vec::new());
+    let mut reader = BufReader::new(reader);
+    let mut out = std::io::stdout().lock();
+    while reader.read_until(b'\n', &mut line).context("cannot read the tests' output")? > 0 {
+        out.write_all(&line).context("cannot write to stdout")?;
+        tally.line(String::from_utf8_lossy(&line).trim_end());
+        line.clear();
+    }
+    let status = child.wait().context("cannot wait for the tests")?;
+    tally.end(status.success());
+    Ok(tally)
+}
+
+fn close(sum: &Tally) -> Result<()> {
+    let Tally { passed, failed, ignored, failures, .. } = sum;
+    println!();
+    for name in failures {
+        println!("FAILED: {name}");
+    }
+    if *ignored > 0 {
+        println!("{ignored} ignored");
+    }
+    println!("{passed} passed, {failed} failed");
+    if *failed > 0 {
+        return Err(fail::hint("tests failed", "one of them alone: cargo xtask test NAME"));
+    }
+    Ok(())
+}
+
+fn stage(what: &str) {
+    eprintln!("test: {what}");
+}
