@@ -1,1 +1,3 @@
 //! The agent: everything with I/O.
+
+pub mod proto;
