@@ -8,5 +8,6 @@
 
 pub mod model;
 pub mod plan;
+pub mod select;
 pub mod verdict;
 pub mod world;

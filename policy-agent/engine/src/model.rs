@@ -17,7 +17,7 @@ pub type Labels = Arc<BTreeMap<String, String>>;
 pub const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// Namespace and name of an object.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectKey {
     /// Namespace; empty for objects of the whole cluster.
     pub namespace: Arc<str>,

@@ -1,12 +1,12 @@
 //! The state of the cluster as this node sees it, and the only way to change it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 
-use crate::model::{Namespace, Node, ObjectKey, Pod, Policy, Service};
+use crate::model::{Labels, NAMESPACE_NAME_LABEL, Namespace, Node, ObjectKey, Pod, Policy, Service};
 
 /// One change. Sources produce nothing else.
 #[derive(Clone, Debug)]
@@ -55,7 +55,8 @@ pub enum Entity {
     World,
 }
 
-/// The world. Cloning is cheap: all maps share their structure.
+/// The world. Cloning is cheap: all maps share their structure. Change it through [`World::apply`] alone, which keeps
+/// the indexes in step.
 #[derive(Clone, Debug, Default)]
 pub struct World {
     /// Name of this node.
@@ -72,4 +73,387 @@ pub struct World {
     pub policies: OrdMap<ObjectKey, Arc<Policy>>,
     /// Addresses configured in the host's network namespace.
     pub host_addresses: Arc<BTreeSet<IpAddr>>,
+    index: Index,
+}
+
+impl World {
+    /// An empty world seen from the node of this name; empty name = from no node (offline questions).
+    #[must_use]
+    pub fn new(node_name: &str) -> Self {
+        Self { node_name: node_name.into(), ..Self::default() }
+    }
+
+    /// Takes over one change. Returns whether anything is different now.
+    pub fn apply(&mut self, delta: Delta) -> bool {
+        match delta {
+            Delta::Namespace(new) => put(&mut self.namespaces, new.name.clone(), new).is_some(),
+            Delta::NamespaceGone(name) => self.namespaces.remove(&name).is_some(),
+            Delta::Pod(new) => self.put_pod(new),
+            Delta::PodGone { key, uid } => self.remove_pod(&key, &uid),
+            Delta::Node(new) => self.put_node(new),
+            Delta::NodeGone(name) => self.remove_node(&name),
+            Delta::Service(new) => self.put_service(new),
+            Delta::ServiceGone(key) => self.remove_service(&key),
+            Delta::Policy(new) => put(&mut self.policies, new.key.clone(), new).is_some(),
+            Delta::PolicyGone(key) => self.policies.remove(&key).is_some(),
+            Delta::HostAddresses(new) => {
+                let changed = *self.host_addresses != new;
+                self.host_addresses = Arc::new(new);
+                changed
+            }
+        }
+    }
+
+    /// What an address is. An address that the host itself has configured is the node, whatever any object claims:
+    /// packets to it are delivered to the host.
+    #[must_use]
+    pub fn entity(&self, address: IpAddr) -> Entity {
+        if self.is_host_address(address) {
+            return Entity::OwnNode;
+        }
+        if let Some(pods) = self.index.pods.get(&address) {
+            return Entity::Pod(pods[0].key.clone());
+        }
+        if let Some(node) = first_at(&self.index.nodes, address) {
+            return if node == self.node_name { Entity::OwnNode } else { Entity::Node(node) };
+        }
+        first_at(&self.index.services, address).map_or(Entity::World, Entity::Service)
+    }
+
+    /// The live pod that has an address. Finished and host-network pods have none; between two live pods the one
+    /// created last has it, then one that is not being deleted, then the greater UID.
+    #[must_use]
+    pub fn pod_at(&self, address: IpAddr) -> Option<Arc<Pod>> {
+        self.index.pods.get(&address).map(|pods| pods[0].clone())
+    }
+
+    /// Addresses that more than one live pod claims, with the claimants; the first one has the address.
+    pub fn conflicts(&self) -> impl Iterator<Item = (IpAddr, &[Arc<Pod>])> {
+        self.index.conflicts.iter().filter_map(|address| Some((*address, &**self.index.pods.get(address)?)))
+    }
+
+    /// Pods of this node that policies may select (neither finished nor on the host's network), by key.
+    pub fn local_pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        let first = (self.node_name.clone(), ObjectKey::new("", ""));
+        self.index
+            .by_node
+            .range(first..)
+            .take_while(|(node, _)| *node == self.node_name)
+            .filter_map(|(_, key)| self.pods.get(key))
+            .filter(|pod| pod.is_subject())
+    }
+
+    /// Policies of a namespace, by name.
+    pub fn policies_of<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a Arc<Policy>> {
+        self.policies
+            .range(ObjectKey::new(namespace, "")..)
+            .take_while(move |(key, _)| &*key.namespace == namespace)
+            .map(|(_, policy)| policy)
+    }
+
+    /// Labels of a namespace. One without an object exists all the same, with the label of its name alone.
+    #[must_use]
+    pub fn namespace_labels(&self, name: &str) -> Labels {
+        self.namespaces.get(name).map_or_else(
+            || Arc::new(BTreeMap::from([(NAMESPACE_NAME_LABEL.to_owned(), name.to_owned())])),
+            |namespace| namespace.labels.clone(),
+        )
+    }
+
+    /// Whether the address is configured in the host's network namespace.
+    #[must_use]
+    pub fn is_host_address(&self, address: IpAddr) -> bool {
+        self.host_addresses.contains(&address)
+    }
+
+    /// Whether the address is one of the node that the pod runs on. For this node the kernel's own list decides; of
+    /// other nodes only their objects are known.
+    #[must_use]
+    pub fn is_node_of(&self, pod: &Pod, address: IpAddr) -> bool {
+        let Some(name) = &pod.node else { return false };
+        if *name == self.node_name {
+            return self.is_host_address(address);
+        }
+        self.nodes.get(name).is_some_and(|node| node.addresses.contains(&address))
+    }
+
+    fn put_pod(&mut self, new: Pod) -> bool {
+        let old = self.pods.get(&new.key).cloned();
+        let Some(pod) = put(&mut self.pods, new.key.clone(), new) else { return false };
+        if let Some(old) = old {
+            self.index.remove_pod(&old);
+        }
+        self.index.insert_pod(&pod);
+        true
+    }
+
+    fn remove_pod(&mut self, key: &ObjectKey, uid: &str) -> bool {
+        let Some(old) = self.pods.get(key) else { return false };
+        if !uid.is_empty() && *old.uid != *uid {
+            return false;
+        }
+        let old = old.clone();
+        self.pods.remove(key);
+        self.index.remove_pod(&old);
+        true
+    }
+
+    fn put_node(&mut self, new: Node) -> bool {
+        let old = self.nodes.get(&new.name).cloned();
+        let Some(node) = put(&mut self.nodes, new.name.clone(), new) else { return false };
+        for address in old.iter().flat_map(|old| &old.addresses) {
+            self.index.nodes.remove(&(*address, node.name.clone()));
+        }
+        for address in &node.addresses {
+            self.index.nodes.insert((*address, node.name.clone()));
+        }
+        true
+    }
+
+    fn remove_node(&mut self, name: &Arc<str>) -> bool {
+        let Some(old) = self.nodes.remove(name) else { return false };
+        for address in &old.addresses {
+            self.index.nodes.remove(&(*address, name.clone()));
+        }
+        true
+    }
+
+    fn put_service(&mut self, new: Service) -> bool {
+        let old = self.services.get(&new.key).cloned();
+        let Some(service) = put(&mut self.services, new.key.clone(), new) else { return false };
+        for address in old.iter().flat_map(|old| &old.addresses) {
+            self.index.services.remove(&(*address, service.key.clone()));
+        }
+        for address in &service.addresses {
+            self.index.services.insert((*address, service.key.clone()));
+        }
+        true
+    }
+
+    fn remove_service(&mut self, key: &ObjectKey) -> bool {
+        let Some(old) = self.services.remove(key) else { return false };
+        for address in &old.addresses {
+            self.index.services.remove(&(*address, key.clone()));
+        }
+        true
+    }
+}
+
+/// Who claims which address, and which pods are on which node.
+#[derive(Clone, Debug, Default)]
+struct Index {
+    /// Live pods that claim an address, the one that has it first; never empty.
+    pods: OrdMap<IpAddr, Arc<[Arc<Pod>]>>,
+    /// Addresses with more than one claimant.
+    conflicts: OrdSet<IpAddr>,
+    by_node: OrdSet<(Arc<str>, ObjectKey)>,
+    nodes: OrdSet<(IpAddr, Arc<str>)>,
+    services: OrdSet<(IpAddr, ObjectKey)>,
+}
+
+impl Index {
+    fn insert_pod(&mut self, pod: &Arc<Pod>) {
+        if let Some(node) = &pod.node {
+            self.by_node.insert((node.clone(), pod.key.clone()));
+        }
+        if !pod.is_subject() {
+            return;
+        }
+        for address in &pod.addresses {
+            self.change_claims(*address, |claims| {
+                // An object may list an address twice.
+                claims.retain(|other| other.key != pod.key);
+                claims.push(pod.clone());
+                claims.sort_by(|a, b| precedence(b).cmp(&precedence(a)));
+            });
+        }
+    }
+
+    fn remove_pod(&mut self, pod: &Pod) {
+        if let Some(node) = &pod.node {
+            self.by_node.remove(&(node.clone(), pod.key.clone()));
+        }
+        for address in &pod.addresses {
+            self.change_claims(*address, |claims| claims.retain(|other| other.key != pod.key));
+        }
+    }
+
+    fn change_claims(&mut self, address: IpAddr, change: impl FnOnce(&mut Vec<Arc<Pod>>)) {
+        let mut claims = self.pods.get(&address).map_or_else(Vec::new, |claims| claims.to_vec());
+        change(&mut claims);
+        if claims.len() > 1 {
+            self.conflicts.insert(address);
+        } else {
+            self.conflicts.remove(&address);
+        }
+        if claims.is_empty() {
+            self.pods.remove(&address);
+        } else {
+            self.pods.insert(address, claims.into());
+        }
+    }
+}
+
+/// The greatest has the address.
+fn precedence(pod: &Pod) -> (&str, bool, &str, &ObjectKey) {
+    (&pod.created, !pod.terminating, &pod.uid, &pod.key)
+}
+
+/// Stores a value; `None` if an equal one was there.
+fn put<K: Ord + Clone, V: PartialEq>(map: &mut OrdMap<K, Arc<V>>, key: K, value: V) -> Option<Arc<V>> {
+    if map.get(&key).is_some_and(|old| **old == value) {
+        return None;
+    }
+    let value = Arc::new(value);
+    map.insert(key, value.clone());
+    Some(value)
+}
+
+/// The first owner of an address.
+fn first_at<T: Ord + Clone + Default>(index: &OrdSet<(IpAddr, T)>, address: IpAddr) -> Option<T> {
+    index
+        .range((address, T::default())..)
+        .next()
+        .filter(|(found, _)| *found == address)
+        .map(|(_, owner)| owner.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Phase;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn pod(name: &str, address: &str, created: &str) -> Pod {
+        Pod {
+            key: ObjectKey::new("x", name),
+            uid: format!("uid-{name}-{created}").into(),
+            labels: Labels::default(),
+            node: Some("n1".into()),
+            host_network: false,
+            phase: Phase::Running,
+            terminating: false,
+            addresses: vec![ip(address)],
+            ports: Vec::new(),
+            created: created.into(),
+            interface: None,
+        }
+    }
+
+    fn name_at(world: &World, address: &str) -> Option<String> {
+        world.pod_at(ip(address)).map(|pod| pod.key.name.to_string())
+    }
+
+    fn gone(pod: &Pod) -> Delta {
+        Delta::PodGone { key: pod.key.clone(), uid: pod.uid.clone() }
+    }
+
+    /// Edge case 130: every order of the two events gives the same owner, and deleting the old pod keeps the new one.
+    #[test]
+    fn live_pod_wins_a_reused_address() {
+        let mut job = pod("job", "10.0.0.9", "2024-01-02T00:00:00Z");
+        job.phase = Phase::Succeeded;
+        let intruder = pod("intruder", "10.0.0.9", "2024-01-01T00:00:00Z");
+        for order in [[job.clone(), intruder.clone()], [intruder.clone(), job.clone()]] {
+            let mut world = World::new("n1");
+            for pod in order {
+                assert!(world.apply(Delta::Pod(pod)));
+            }
+            assert_eq!(name_at(&world, "10.0.0.9").as_deref(), Some("intruder"));
+            assert_eq!(world.conflicts().count(), 0);
+            assert!(world.apply(gone(&job)));
+            assert_eq!(name_at(&world, "10.0.0.9").as_deref(), Some("intruder"));
+        }
+    }
+
+    #[test]
+    fn newest_live_pod_has_the_address_and_the_conflict_is_listed() {
+        let old = pod("old", "10.0.0.9", "2024-01-01T00:00:00Z");
+        let new = pod("new", "10.0.0.9", "2024-01-02T00:00:00Z");
+        for order in [[old.clone(), new.clone()], [new.clone(), old.clone()]] {
+            let mut world = World::new("n1");
+            order.into_iter().for_each(|pod| assert!(world.apply(Delta::Pod(pod))));
+            assert_eq!(name_at(&world, "10.0.0.9").as_deref(), Some("new"));
+            let conflicts: Vec<_> = world.conflicts().collect();
+            assert_eq!(conflicts.len(), 1);
+            assert_eq!(conflicts[0].0, ip("10.0.0.9"));
+            assert_eq!(conflicts[0].1.len(), 2);
+            let before = world.clone();
+            assert!(world.apply(gone(&new)));
+            assert_eq!(name_at(&world, "10.0.0.9").as_deref(), Some("old"));
+            assert_eq!(world.conflicts().count(), 0);
+            assert_eq!(name_at(&before, "10.0.0.9").as_deref(), Some("new"), "a clone keeps its own view");
+        }
+    }
+
+    /// Edge cases 129, 133: finished pods have no address, terminating ones keep theirs.
+    #[test]
+    fn phase_and_deletion() {
+        let mut world = World::new("n1");
+        let mut a = pod("a", "10.0.0.1", "");
+        a.terminating = true;
+        world.apply(Delta::Pod(a.clone()));
+        assert_eq!(name_at(&world, "10.0.0.1").as_deref(), Some("a"));
+        assert_eq!(world.local_pods().count(), 1);
+        a.phase = Phase::Failed;
+        world.apply(Delta::Pod(a));
+        assert_eq!(name_at(&world, "10.0.0.1"), None);
+        assert_eq!(world.entity(ip("10.0.0.1")), Entity::World);
+        assert_eq!(world.local_pods().count(), 0);
+    }
+
+    /// Edge cases 131, 132: a new address drops the old one; a late deletion of the former pod changes nothing.
+    #[test]
+    fn same_name_new_pod() {
+        let mut world = World::new("n1");
+        let first = pod("db-0", "10.0.0.1", "2024-01-01T00:00:00Z");
+        let second = pod("db-0", "10.0.0.2", "2024-01-02T00:00:00Z");
+        world.apply(Delta::Pod(first.clone()));
+        world.apply(Delta::Pod(second));
+        assert_eq!(name_at(&world, "10.0.0.1"), None);
+        assert_eq!(name_at(&world, "10.0.0.2").as_deref(), Some("db-0"));
+        assert!(!world.apply(gone(&first)));
+        assert_eq!(name_at(&world, "10.0.0.2").as_deref(), Some("db-0"));
+        assert!(world.apply(Delta::PodGone { key: first.key, uid: "".into() }));
+        assert!(world.index.pods.is_empty() && world.index.by_node.is_empty());
+    }
+
+    /// Edge case 124: the node's address is never a host-network pod's.
+    #[test]
+    fn entities() {
+        let mut world = World::new("n1");
+        let mut agent = pod("agent", "192.168.0.1", "");
+        agent.host_network = true;
+        world.apply(Delta::Pod(agent));
+        let node = |name: &str, address: &str| Node {
+            name: name.into(),
+            labels: Labels::default(),
+            addresses: vec![ip(address)],
+        };
+        world.apply(Delta::Node(node("n1", "192.168.0.1")));
+        world.apply(Delta::Node(node("n2", "192.168.0.2")));
+        let dns = Service { key: ObjectKey::new("kube-system", "dns"), addresses: vec![ip("10.96.0.10")] };
+        world.apply(Delta::Service(dns.clone()));
+        world.apply(Delta::HostAddresses(BTreeSet::from([ip("169.254.1.1")])));
+        assert_eq!(world.entity(ip("192.168.0.1")), Entity::OwnNode);
+        assert_eq!(world.entity(ip("192.168.0.2")), Entity::Node("n2".into()));
+        assert_eq!(world.entity(ip("169.254.1.1")), Entity::OwnNode);
+        assert_eq!(world.entity(ip("10.96.0.10")), Entity::Service(dns.key.clone()));
+        assert_eq!(world.entity(ip("8.8.8.8")), Entity::World);
+        world.apply(Delta::Node(node("n2", "192.168.0.3")));
+        assert_eq!(world.entity(ip("192.168.0.2")), Entity::World);
+        world.apply(Delta::ServiceGone(dns.key));
+        assert_eq!(world.entity(ip("10.96.0.10")), Entity::World);
+    }
+
+    #[test]
+    fn equal_objects_change_nothing() {
+        let mut world = World::new("n1");
+        assert!(world.apply(Delta::Pod(pod("a", "10.0.0.1", ""))));
+        assert!(!world.apply(Delta::Pod(pod("a", "10.0.0.1", ""))));
+        assert!(!world.apply(Delta::HostAddresses(BTreeSet::new())));
+    }
 }
