@@ -6,8 +6,11 @@
 //! ```
 //! The oracle and the compiler are two independent readings of the same model; tests hold them against each other.
 
+pub mod explain;
 pub mod model;
+pub mod oracle;
 pub mod plan;
 pub mod select;
 pub mod verdict;
+mod words;
 pub mod world;

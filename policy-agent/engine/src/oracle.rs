@@ -1,0 +1,205 @@
+//! The reference evaluator: whether a flow may open, decided straight from the words of the API.
+//!
+//! It is slow and plain on purpose. The compiler must not use it (nor it the compiler): tests hold the two readings of
+//! the same model against each other. What it answers where the API is silent is listed in `docs/semantics.md`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use policy_common::abi::Direction;
+use policy_common::reason::Reason;
+
+use crate::explain;
+use crate::model::{NamespaceScope, Peer, Peers, Pod, Policy, PortMatch, Ports, Protocol, Rule};
+use crate::verdict::{Evaluation, Query, RuleRef, Side};
+use crate::world::World;
+
+/// Judges both sides of an opening packet, and says of a denial which rule came nearest.
+#[must_use]
+pub fn evaluate(world: &World, query: &Query) -> Evaluation {
+    let mut evaluation = verdicts(world, query);
+    for (direction, side) in
+        [(Direction::Egress, &mut evaluation.egress), (Direction::Ingress, &mut evaluation.ingress)]
+    {
+        if !side.allows() {
+            side.nearest = explain::nearest(world, direction, query);
+        }
+    }
+    evaluation
+}
+
+/// [`evaluate`] without the nearest rule.
+#[must_use]
+pub fn verdicts(world: &World, query: &Query) -> Evaluation {
+    Evaluation {
+        egress: side(world, Direction::Egress, query),
+        ingress: side(world, Direction::Ingress, query),
+    }
+}
+
+/// Judges one side: the egress of the source or the ingress of the destination. `nearest` stays empty.
+#[must_use]
+pub fn side(world: &World, direction: Direction, query: &Query) -> Side {
+    let Some(pod) = subject(world, direction, query) else {
+        return Side {
+            reason: Reason::NotIsolated,
+            pod: None,
+            isolated_by: Vec::new(),
+            allowed_by: None,
+            nearest: None,
+        };
+    };
+    let isolating = isolating(world, &pod, direction);
+    judge(world, direction, query, &pod, &isolating)
+}
+
+/// The pod whose policies judge this side: the source for egress, the destination for ingress.
+pub(crate) fn subject(world: &World, direction: Direction, query: &Query) -> Option<Arc<Pod>> {
+    match direction {
+        // A process of the node is no pod, whatever source address it uses.
+        Direction::Egress if query.from_node_process => None,
+        Direction::Egress => world.pod_at(query.source),
+        Direction::Ingress => world.pod_at(query.destination),
+    }
+}
+
+/// The policies that isolate a pod in a direction: those of its namespace that select it and name the direction.
+pub(crate) fn isolating<'a>(world: &'a World, pod: &'a Pod, direction: Direction) -> Vec<&'a Arc<Policy>> {
+    world
+        .policies_of(&pod.key.namespace)
+        .filter(|policy| rules(policy, direction).is_some() && policy.pod_selector.matches(&pod.labels))
+        .collect()
+}
+
+/// Judges a side whose pod and isolating policies are known.
+pub(crate) fn judge(
+    world: &World,
+    direction: Direction,
+    query: &Query,
+    pod: &Pod,
+    isolating: &[&Arc<Policy>],
+) -> Side {
+    let allowed_by = isolating.iter().find_map(|policy| {
+        let rules = rules(policy, direction)?;
+        let index = rules.iter().position(|rule| rule_matches(world, policy, rule, direction, query))?;
+        Some(RuleRef {
+            policy: policy.key.clone(),
+            direction,
+            index: u32::try_from(index).unwrap_or(u32::MAX),
+        })
+    });
+    let reason = if isolating.is_empty() {
+        Reason::NotIsolated
+    } else if is_own_node_traffic(world, direction, query, pod) {
+        Reason::OwnNode
+    } else if allowed_by.is_some() || is_to_itself(world, query) {
+        Reason::Allowed
+    } else {
+        Reason::NoRuleMatched
+    };
+    Side {
+        reason,
+        pod: Some(pod.key.clone()),
+        isolated_by: isolating.iter().map(|policy| policy.key.clone()).collect(),
+        allowed_by: allowed_by.filter(|_| reason == Reason::Allowed),
+        nearest: None,
+    }
+}
+
+/// The rules of a policy in a direction; `None` if it does not isolate in that direction.
+pub(crate) fn rules(policy: &Policy, direction: Direction) -> Option<&[Rule]> {
+    match direction {
+        Direction::Ingress => policy.ingress.as_deref(),
+        Direction::Egress => policy.egress.as_deref(),
+    }
+}
+
+/// Processes of a node always reach its pods, and pods always reach their own node. Packets that the node merely
+/// forwards under its own address are not its traffic.
+fn is_own_node_traffic(world: &World, direction: Direction, query: &Query, pod: &Pod) -> bool {
+    match direction {
+        Direction::Ingress => query.from_node_process && world.is_node_of(pod, query.source),
+        Direction::Egress => world.is_node_of(pod, query.destination),
+    }
+}
+
+/// Traffic of a pod to itself never leaves the pod, so no policy can stop it.
+pub(crate) fn is_to_itself(world: &World, query: &Query) -> bool {
+    let (source, destination) =
+        (subject(world, Direction::Egress, query), subject(world, Direction::Ingress, query));
+    matches!((source, destination), (Some(a), Some(b)) if a.key == b.key)
+}
+
+/// A rule matches if one of its peers and one of its ports do.
+fn rule_matches(world: &World, policy: &Policy, rule: &Rule, direction: Direction, query: &Query) -> bool {
+    let Rule { peers, ports } = rule;
+    peers_match(world, policy, peers, remote_address(direction, query)) && ports_match(world, ports, query)
+}
+
+/// The address of the other end.
+pub(crate) fn remote_address(direction: Direction, query: &Query) -> IpAddr {
+    match direction {
+        Direction::Ingress => query.source,
+        Direction::Egress => query.destination,
+    }
+}
+
+/// The pod that selectors see at an address. An address of the host is never a pod: what comes from it was made or
+/// forwarded by the node.
+pub(crate) fn pod_of_peer(world: &World, address: IpAddr) -> Option<Arc<Pod>> {
+    if world.is_host_address(address) { None } else { world.pod_at(address) }
+}
+
+pub(crate) fn peers_match(world: &World, policy: &Policy, peers: &Peers, remote: IpAddr) -> bool {
+    match peers {
+        Peers::All => true,
+        Peers::Any(peers) => peers.iter().any(|peer| peer_matches(world, policy, peer, remote)),
+    }
+}
+
+fn peer_matches(world: &World, policy: &Policy, peer: &Peer, remote: IpAddr) -> bool {
+    match peer {
+        // By address alone: pods and nodes inside the block match too.
+        Peer::Block { cidr, except } => {
+            cidr.contains(&remote) && !except.iter().any(|except| except.contains(&remote))
+        }
+        Peer::Pods { namespaces, pods } => {
+            let Some(pod) = pod_of_peer(world, remote) else { return false };
+            let namespace = &pod.key.namespace;
+            let in_scope = match namespaces {
+                NamespaceScope::Own => *namespace == policy.key.namespace,
+                NamespaceScope::Selector(selector) => selector.matches(&world.namespace_labels(namespace)),
+            };
+            in_scope && pods.matches(&pod.labels)
+        }
+        Peer::Nothing => false,
+    }
+}
+
+pub(crate) fn ports_match(world: &World, ports: &Ports, query: &Query) -> bool {
+    match ports {
+        Ports::All => true,
+        Ports::Any(ports) => {
+            // A rule that names ports speaks of TCP, UDP and SCTP only; ICMP and the rest need one without.
+            let Some(protocol) = Protocol::from_number(query.protocol) else { return false };
+            ports.iter().any(|entry| port_matches(world, entry, protocol, query))
+        }
+    }
+}
+
+fn port_matches(world: &World, entry: &PortMatch, protocol: Protocol, query: &Query) -> bool {
+    match entry {
+        PortMatch::Protocol(wanted) => *wanted == protocol,
+        PortMatch::Range(wanted, low, high) => *wanted == protocol && (*low..=*high).contains(&query.port),
+        // The destination gives the name its number, whichever side is judged. Who is no pod has no names.
+        PortMatch::Named(wanted, name) => {
+            *wanted == protocol
+                && world.pod_at(query.destination).is_some_and(|pod| {
+                    pod.ports.iter().any(|port| {
+                        port.name == *name && port.protocol == protocol && port.port == query.port
+                    })
+                })
+        }
+        PortMatch::Nothing => false,
+    }
+}
