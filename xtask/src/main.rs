@@ -8,6 +8,7 @@ mod lint;
 mod setup;
 mod tally;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,12 @@ const TASKS: &[Task] = &[
         args: "[FILTER] [--no-vm]",
         about: "every test: unit, property, documentation, kernel, network namespaces, kernels in VMs (root)",
         run: test::task,
+    },
+    Task {
+        name: "vm-test",
+        args: "[--kernel K]... [--jobs N] [--fetch] [-- TEST-ARGS]",
+        about: "the kernel suites on 5.10, 6.1, 6.12, 6.18 and sid, each in an emulated machine (root)",
+        run: vm::task,
     },
     Task { name: "fmt", args: "[--fix]", about: "check (or mend) the formatting", run: lint::fmt },
     Task { name: "lint", args: "", about: "clippy on all crates, warnings are errors", run: lint::lint },

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{build, command, fail, setup, tally::Tally};
+use crate::{build, command, fail, setup, tally::Tally, vm};
 
 /// `cargo xtask test [FILTER] [--no-vm]`
 pub(crate) fn task(args: &[String]) -> Result<()> {
@@ -37,7 +37,8 @@ pub(crate) fn task(args: &[String]) -> Result<()> {
             return Err(fail::hint(format!("no test has '{filter}' in its name"), "cargo test -- --list"));
         }
     } else if vm {
-        sum.add(&vms()?);
+        stage("running the kernel suites on other kernels");
+        sum.add(&vm::all()?);
     }
     close(&sum)
 }
@@ -48,10 +49,6 @@ fn workspace(filter: Option<&str>) -> Result<Tally> {
     cargo.args(["test", "--locked", "--workspace", "--exclude", "policy-ebpf", "--no-fail-fast"]);
     cargo.args(filter).env("RUST_BACKTRACE", "1").env("CARGO_TERM_COLOR", "never");
     stream(cargo)
-}
-
-fn vms() -> Result<Tally> {
-    Ok(Tally::default())
 }
 
 /// Runs a command, shows its output as it comes, and counts.

@@ -66,6 +66,11 @@ pub(crate) struct Archive {
 }
 
 impl Archive {
+    /// Only this suite, read anew, in a folder that is removed in the end.
+    pub(crate) fn alone(suite: &str, uri: &str, dir: &Path) -> Result<Self> {
+        Self::open(&format!("deb [signed-by={KEYRING}] {uri} {suite} main\n"), dir, true)
+    }
+
     /// This suite of the main archive beside the machine's own sources.
     pub(super) fn with_machine_sources(suite: &str) -> Result<Self> {
         let own = fs::read_to_string("/etc/apt/sources.list").unwrap_or_default();
@@ -97,9 +102,9 @@ impl Archive {
 
     /// Installs a package of this suite.
     pub(super) fn install(&self, package: &str) -> Result<()> {
-        let release = release().unwrap_or_default();
-        let from = format!("{package}/{release}-backports");
-        self.run("apt-get", &["install", "-y", "--no-install-recommends", &from]).map(|_| ())
+        // "-t", not "package/suite": what it depends on must come from the same suite.
+        let suite = format!("{}-backports", release().unwrap_or_default());
+        self.run("apt-get", &["install", "-y", "--no-install-recommends", "-t", &suite, package]).map(|_| ())
     }
 
     fn open(sources: &str, dir: &Path, own_sources: bool) -> Result<Self> {

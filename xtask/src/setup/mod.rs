@@ -6,7 +6,7 @@ mod machine;
 mod mend;
 pub(crate) mod toolchain;
 
-use apt::Archive;
+pub(crate) use apt::{Archive, archive_uri};
 use std::fmt::Write;
 
 use anyhow::Result;

@@ -1,0 +1,72 @@
+//! Which suites run in a VM, built and made small.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::command;
+
+/// The integration tests of `policy-tests` that need only a kernel: no programs, no files, no other machine.
+const SUITES: &[&str] = &["kernel", "progrun"];
+
+/// The programs of a VM.
+pub(super) struct Programs {
+    /// The first process.
+    pub(super) init: PathBuf,
+    /// Suites by name, in the order they run.
+    pub(super) suites: Vec<(&'static str, PathBuf)>,
+}
+
+/// Builds the first process and the suites.
+pub(super) fn build(work: &Path) -> Result<Programs> {
+    let mut cargo = command::cargo();
+    command::run(cargo.args(["build", "--locked", "--package", "xtask", "--bin", "vm-init"]))?;
+    let mut cargo = command::cargo();
+    cargo.args(["test", "--locked", "--no-run", "--package", "policy-tests", "--color", "never"]);
+    for suite in SUITES {
+        cargo.args(["--test", suite]);
+    }
+    eprintln!("vm-test: building the suites {}", SUITES.join(", "));
+    let built = cargo.output().context("cannot run cargo")?;
+    let said = String::from_utf8_lossy(&built.stderr);
+    if !built.status.success() {
+        bail!("the suites do not build:\n{said}");
+    }
+    let bin = work.join("bin");
+    fs::create_dir_all(&bin).with_context(|| format!("cannot make {}", bin.display()))?;
+    let init = small(&command::root().join("target/debug/vm-init"), &bin.join("init"))?;
+    let mut suites = Vec::new();
+    for name in SUITES {
+        let Some(binary) = executable(&said, name) else { bail!("cargo built no suite '{name}':\n{said}") };
+        suites.push((*name, small(&command::root().join(binary), &bin.join(name))?));
+    }
+    Ok(Programs { init, suites })
+}
+
+/// The path in cargo's "Executable tests/progrun.rs (target/debug/deps/progrun-0123)".
+fn executable(said: &str, suite: &str) -> Option<PathBuf> {
+    let start = format!("Executable tests/{suite}.rs (");
+    let line = said.lines().find_map(|line| line.trim_start().strip_prefix(&start))?;
+    Some(PathBuf::from(line.strip_suffix(')')?))
+}
+
+/// A copy without debug information: the emulated kernel unpacks every byte.
+fn small(binary: &Path, to: &Path) -> Result<PathBuf> {
+    command::output(command::new("strip").arg("--strip-debug").arg("-o").arg(to).arg(binary))?;
+    Ok(to.to_path_buf())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_names_the_binary() {
+        let said = "   Compiling x\n  Executable tests/progrun.rs (target/debug/deps/progrun-01)\n";
+        assert_eq!(executable(said, "progrun"), Some(PathBuf::from("target/debug/deps/progrun-01")));
+        assert_eq!(executable(said, "kernel"), None);
+    }
+}
