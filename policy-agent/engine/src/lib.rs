@@ -6,7 +6,10 @@
 //! ```
 //! The oracle and the compiler are two independent readings of the same model; tests hold them against each other.
 
+pub mod address;
 pub mod explain;
+pub mod limits;
+pub mod mem;
 pub mod model;
 pub mod oracle;
 pub mod plan;

@@ -1,0 +1,60 @@
+//! Addresses as the kernel's maps hold them: words in network order.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use policy_common::family::{Family, V4, V6};
+
+/// An IPv4 address as one word in network order.
+#[must_use]
+pub const fn word4(address: Ipv4Addr) -> u32 {
+    u32::from_ne_bytes(address.octets())
+}
+
+/// An IPv6 address as four words in network order.
+#[must_use]
+pub fn words6(address: Ipv6Addr) -> [u32; 4] {
+    let octets = address.octets();
+    std::array::from_fn(|i| {
+        u32::from_ne_bytes([octets[4 * i], octets[4 * i + 1], octets[4 * i + 2], octets[4 * i + 3]])
+    })
+}
+
+/// Inverse of [`word4`].
+#[must_use]
+pub fn address4(word: u32) -> Ipv4Addr {
+    Ipv4Addr::from(word.to_ne_bytes())
+}
+
+/// Inverse of [`words6`].
+#[must_use]
+pub fn address6(words: [u32; 4]) -> Ipv6Addr {
+    let mut octets = [0; 16];
+    for (chunk, word) in octets.chunks_exact_mut(4).zip(words) {
+        chunk.copy_from_slice(&word.to_ne_bytes());
+    }
+    Ipv6Addr::from(octets)
+}
+
+/// What the host word of an address repeats of it.
+#[must_use]
+pub fn check(address: IpAddr) -> u32 {
+    match address {
+        IpAddr::V4(a) => V4::check(&word4(a)),
+        IpAddr::V6(a) => V6::check(&words6(a)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_round_trip() {
+        let four = Ipv4Addr::new(10, 1, 2, 3);
+        assert_eq!(word4(four).to_ne_bytes(), [10, 1, 2, 3]);
+        assert_eq!(address4(word4(four)), four);
+        let six: Ipv6Addr = "2001:db8::7".parse().unwrap();
+        assert_eq!(words6(six)[0].to_ne_bytes(), [0x20, 0x01, 0x0d, 0xb8]);
+        assert_eq!(address6(words6(six)), six);
+    }
+}

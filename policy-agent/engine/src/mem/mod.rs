@@ -1,0 +1,3 @@
+//! The kernel's side in memory: the same maps, refusing what the kernel's rules forbid.
+
+pub mod tables;
