@@ -1,3 +1,4 @@
 //! The agent: everything with I/O.
 
 pub mod proto;
+pub mod source;
