@@ -125,9 +125,9 @@ pub mod endpoint_words {
     pub const IDENTITY: u32 = 2;
     /// {first IPv4 address in network order 32, pick-up window ends at tick 32}.
     pub const ADDRESS4: u32 = 3;
-    /// First half of the first IPv6 address, in network order.
+    /// First half of the first IPv6 address, see [`super::address_words`].
     pub const ADDRESS6_HIGH: u32 = 4;
-    /// Second half of the first IPv6 address, in network order.
+    /// Second half of the first IPv6 address.
     pub const ADDRESS6_LOW: u32 = 5;
     /// {interface index 32, reserved 32}.
     pub const INTERFACE: u32 = 6;
@@ -322,7 +322,10 @@ impl Interval {
     }
 }
 
-/// Key of `LOCALS`: an address of an endpoint.
+/// Key of `LOCALS`: a further address of an endpoint. Its value is an index from 2 to 254, unique in the family.
+///
+/// The first address of each family stands in the endpoint's words and has index 1 without an entry here. An address
+/// that is not listed (also a link-local one) is not the pod's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct LocalKey {
@@ -346,7 +349,7 @@ pub struct FlowKey4 {
     pub remote_port: u16,
     /// IP protocol.
     pub protocol: u8,
-    /// Index of the local address (1 to 254, see `LOCALS`).
+    /// Index of the local address, see [`LocalKey`]; 255 = not an address of the pod.
     pub local: u8,
     /// Always 0.
     pub pad: u16,
@@ -364,7 +367,7 @@ pub struct FlowKey6 {
     pub remote_port: u16,
     /// IP protocol.
     pub protocol: u8,
-    /// Index of the local address (1 to 254, see `LOCALS`).
+    /// Index of the local address, see [`LocalKey`]; 255 = not an address of the pod.
     pub local: u8,
     /// Always 0.
     pub pad: u16,
@@ -388,8 +391,12 @@ pub struct Flow {
     pub rule: u32,
     /// Epoch at which the flow opened.
     pub opened: u32,
+    /// Class of the remote address when the flow was judged last.
+    pub class: u16,
+    /// Rule set that judged the flow last.
+    pub rule_set: u16,
     /// Reserved.
-    pub reserved: u64,
+    pub reserved: u32,
 }
 
 /// Key of `FRAGS`: a datagram in fragments.
@@ -400,7 +407,7 @@ pub struct FragmentKey {
     pub endpoint: u32,
     /// Identification field.
     pub id: u32,
-    /// IP protocol.
+    /// IP protocol; 0 for IPv6, whose reassembly does not look at it.
     pub protocol: u8,
     /// [`Direction`] as a number.
     pub direction: u8,
@@ -422,9 +429,16 @@ pub struct Fragment {
     pub destination_port: u16,
     /// Tick of the first fragment.
     pub seen: u32,
+    /// Protocol of the first fragment, behind its extension headers.
+    pub protocol: u8,
+    /// Always 0.
+    pub pad: [u8; 3],
 }
 
 /// Value of `EPSTAT`, per CPU and slot: token bucket of events and what it held back.
+///
+/// `dropped` = events that reached the ring + `suppressed` + `ring_full`. Slot 0 is the CPU's own: its tokens bound
+/// all endpoints together, and `flows` numbers the records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct EndpointStat {
@@ -444,8 +458,8 @@ pub struct EndpointStat {
     pub judged: u64,
     /// Suppressed since the last event that reached the ring.
     pub suppressed_since: u64,
-    /// Reserved.
-    pub reserved: u64,
+    /// Verdict events of allowed flows that were held back or did not fit.
+    pub verdicts_lost: u64,
 }
 
 /// Value of `COUNTERS` and `RULE_HITS`, per CPU.
@@ -465,6 +479,41 @@ pub const fn counter_index(reason: crate::reason::Reason, direction: Direction) 
     reason as u32 * 2 + (direction as u32 - 1)
 }
 
+/// Index into `COUNTERS` for packets on an interface that has no interface word: they pass unjudged.
+#[inline(always)]
+#[must_use]
+pub const fn counter_unhooked(direction: Direction) -> u32 {
+    (limits::REASONS - 1) * 2 + (direction as u32 - 1)
+}
+
+/// A tick is 2^8 jiffies: all times in flows, fragments and endpoint words are ticks.
+pub const TICK_SHIFT: u32 = 8;
+/// Jiffies per second, assumed while `META` does not say.
+pub const DEFAULT_HZ: u32 = 250;
+
+/// `skb->tc_index` of a packet that came from a pod: {valid 1, deferred 1, slot generation 4, slot 10}.
+pub mod tag {
+    /// The tag is ours.
+    pub const VALID: u16 = 1 << 15;
+    /// The egress judgement is left to the exit program (reserved for Services).
+    pub const DEFERRED: u16 = 1 << 14;
+
+    /// The tag of an endpoint's packets.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(slot: u16, generation: u16) -> u16 {
+        VALID | (generation & 15) << 10 | slot & 0x3ff
+    }
+}
+
+/// The two words of an endpoint's IPv6 address, from its bytes in network order.
+#[must_use]
+pub const fn address_words(a: [u8; 16]) -> (u64, u64) {
+    let high = [a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]];
+    let low = [a[8], a[9], a[10], a[11], a[12], a[13], a[14], a[15]];
+    (u64::from_ne_bytes(high), u64::from_ne_bytes(low))
+}
+
 /// Words of `META` (8 x u64).
 pub mod meta_words {
     /// Format of the maps.
@@ -473,8 +522,19 @@ pub mod meta_words {
     pub const PLAN: u32 = 1;
     /// Next endpoint id.
     pub const NEXT_ENDPOINT: u32 = 2;
+    /// Jiffies per second (`CONFIG_HZ`), 0 = [`super::DEFAULT_HZ`]. User space reads it as the resolution of
+    /// `CLOCK_MONOTONIC_COARSE`.
+    pub const HZ: u32 = 3;
+    /// Bits of [`super::meta_flags`].
+    pub const FLAGS: u32 = 4;
     /// Number of words.
     pub const COUNT: u32 = 8;
+}
+
+/// Switches for all endpoints (word 4 of `META`).
+pub mod meta_flags {
+    /// Report the verdict of each new allowed flow.
+    pub const VERDICTS: u64 = 1;
 }
 
 const _: () = {
@@ -484,7 +544,7 @@ const _: () = {
     assert!(size_of::<FlowKey6>() == 24);
     assert!(size_of::<Flow>() == 32);
     assert!(size_of::<FragmentKey>() == 44);
-    assert!(size_of::<Fragment>() == 8);
+    assert!(size_of::<Fragment>() == 12);
     assert!(size_of::<EndpointStat>() == 64);
     assert!(size_of::<Counter>() == 16);
     assert!(limits::CLASSES.is_power_of_two() && limits::ROWS.is_power_of_two());

@@ -1,2 +1,0 @@
-//! The kernel programs.
-#![no_std]

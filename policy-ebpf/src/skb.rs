@@ -1,0 +1,84 @@
+//! The packet's metadata. The fields of `__sk_buff` can only be reached through this type.
+
+use core::ptr::{read_volatile, write_volatile};
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::programs::TcContext;
+
+/// The context of a tc program. Each field is read by one volatile load: LLVM merges plain loads of neighbours into
+/// one of eight bytes, and the verifier refuses it ("invalid bpf_context access").
+#[derive(Clone, Copy)]
+pub(crate) struct Skb {
+    raw: *mut __sk_buff,
+}
+
+macro_rules! field {
+    ($(#[$doc:meta])* $name:ident: $field:ident) => {
+        $(#[$doc])*
+        #[inline(always)]
+        pub(crate) fn $name(self) -> u32 {
+            // SAFETY: the kernel passes a valid context; the field exists since 4.x.
+            unsafe { read_volatile(&raw const (*self.raw).$field) }
+        }
+    };
+}
+
+impl Skb {
+    /// The context of this run.
+    #[inline(always)]
+    pub(crate) fn new(context: &TcContext) -> Self {
+        Self { raw: context.skb.skb }
+    }
+    field!(
+        /// Length with headers and all fragments, in bytes.
+        len: len
+    );
+    field!(
+        /// Interface of the hook.
+        ifindex: ifindex
+    );
+    field!(
+        /// Interface on which the packet came in, 0 when it was made here.
+        ingress_ifindex: ingress_ifindex
+    );
+    field!(
+        /// Whether a VLAN tag stands in the metadata instead of the bytes.
+        vlan_present: vlan_present
+    );
+    field!(
+        /// Start of the linear part.
+        data: data
+    );
+    field!(
+        /// End of the linear part.
+        data_end: data_end
+    );
+    field!(
+        /// Tag that survives from the pod's hook to the last device.
+        tc_index: tc_index
+    );
+    field!(
+        /// Mark: TEST_RUN sets it, `retag` reads it.
+        mark: mark
+    );
+
+    /// Sets the tag.
+    #[inline(always)]
+    pub(crate) fn set_tc_index(self, value: u32) {
+        // SAFETY: the kernel passes a valid context, and tc programs may write this field.
+        unsafe { write_volatile(&raw mut (*self.raw).tc_index, value) }
+    }
+    /// Whether a local socket owns the packet.
+    #[inline(always)]
+    pub(crate) fn has_socket(self) -> bool {
+        // SAFETY: the kernel passes a valid context; the pointer is only compared with null.
+        let socket = unsafe { read_volatile(&raw const (*self.raw).__bindgen_anon_2.sk) };
+        !socket.is_null()
+    }
+    /// Makes the first `length` bytes linear. `data` and `data_end` change. False when it failed.
+    #[inline(always)]
+    pub(crate) fn pull(self, length: u32) -> bool {
+        // SAFETY: the kernel passes a valid context; no packet pointer is used across this call.
+        unsafe { aya_ebpf::helpers::bpf_skb_pull_data(self.raw, length) == 0 }
+    }
+}
