@@ -13,13 +13,13 @@ const NOT_CALLED: i32 = 77;
 
 /// Does nothing: what a benchmark subtracts.
 #[classifier]
-pub fn empty(_: TcContext) -> i32 {
+pub(crate) fn empty(_: TcContext) -> i32 {
     NEXT
 }
 
 /// Returns the current tick, which user space has no other way to read.
 #[classifier]
-pub fn tick(_: TcContext) -> i32 {
+pub(crate) fn tick(_: TcContext) -> i32 {
     // SAFETY: the helper has no arguments.
     (unsafe { aya_ebpf::helpers::generated::bpf_jiffies64() } >> TICK_SHIFT) as i32
 }
@@ -27,7 +27,7 @@ pub fn tick(_: TcContext) -> i32 {
 /// Calls program {bit 16 of the mark} of `PROGS` with the low half of the mark as tag: BPF_PROG_TEST_RUN cannot set
 /// `tc_index`.
 #[classifier]
-pub fn retag(context: TcContext) -> i32 {
+pub(crate) fn retag(context: TcContext) -> i32 {
     let skb = Skb::new(&context);
     let mark = skb.mark();
     skb.set_tc_index(mark & 0xffff);
