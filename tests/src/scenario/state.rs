@@ -209,7 +209,7 @@ impl State {
         self.expand(&mut object)?;
         let text =
             |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let id = (text("/kind"), text("/metadata/namespace"), text("/metadata/name"));
+        let id = object_id(&text("/kind"), &text("/metadata/namespace"), &text("/metadata/name"));
         ensure!(!id.0.is_empty() && !id.2.is_empty(), "apply: an object needs kind and metadata.name");
         ensure!(id.0 != "Pod", "apply: pods are changed by the action pod");
         if id.0 == "Namespace" {
@@ -242,7 +242,7 @@ impl State {
             self.pods.retain(|pod, _| pod.split_once('/').is_none_or(|(namespace, _)| namespace != name));
             return Ok(());
         }
-        let id = (kind.to_owned(), namespace.to_owned(), name.to_owned());
+        let id = object_id(kind, namespace, name);
         self.applied.remove(&id).with_context(|| format!("delete: no {kind} {namespace}/{name}")).map(drop)
     }
 
@@ -346,6 +346,12 @@ impl State {
         };
         self.families.iter().map(one).collect()
     }
+}
+
+/// A policy that names no namespace lives in `default`, as `kubectl apply` would have it.
+fn object_id(kind: &str, namespace: &str, name: &str) -> ObjectId {
+    let namespace = if namespace.is_empty() && kind == "NetworkPolicy" { "default" } else { namespace };
+    (kind.to_owned(), namespace.to_owned(), name.to_owned())
 }
 
 /// Ranges of automatic addresses.
