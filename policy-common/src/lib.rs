@@ -8,4 +8,5 @@ pub mod abi;
 pub mod event;
 pub mod family;
 pub mod judge;
+pub mod packet;
 pub mod reason;
