@@ -13,6 +13,7 @@ pub mod mem;
 pub mod model;
 pub mod oracle;
 pub mod plan;
+pub mod read;
 pub mod select;
 pub mod verdict;
 mod words;
