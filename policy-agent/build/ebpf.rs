@@ -13,7 +13,7 @@ const OBJECT: &str = "policy-bpf";
 const LINKED: &str = "policy-bpf";
 
 /// Builds the object, or an empty file with `AYA_BUILD_SKIP=1` (for checks that never load it).
-pub fn build() -> Result<()> {
+pub(crate) fn build() -> Result<()> {
     println!("cargo:rerun-if-env-changed=POLICY_BPF_TOOLCHAIN");
     println!("cargo:rerun-if-env-changed=AYA_BUILD_SKIP");
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?)
@@ -63,8 +63,9 @@ fn toolchain() -> Result<String> {
         }
         return Ok(name);
     }
-    ["nightly", LINKED].into_iter().find(|name| has_source(name)).map(str::to_owned).context(
-        "no Rust toolchain can build for the BPF target: neither `nightly` with rust-src nor a linked `policy-bpf`\n\
+    // The distribution's first: it does not change overnight, and the linker was made for its LLVM.
+    [LINKED, "nightly"].into_iter().find(|name| has_source(name)).map(str::to_owned).context(
+        "no Rust toolchain can build for the BPF target: neither a linked `policy-bpf` nor `nightly` with rust-src\n\
          hint: cargo xtask setup",
     )
 }

@@ -1,5 +1,7 @@
 //! Bringing what is missing: packages through apt, the rest by the commands a user would type.
 
+use std::process::Stdio;
+
 use anyhow::Result;
 
 use super::{Archive, Mend, Missing, apt};
@@ -31,7 +33,10 @@ pub(super) fn all(missing: &[Missing]) -> Result<()> {
     packages.dedup();
     if !packages.is_empty() {
         eprintln!("setup: installing {}", packages.join(" "));
-        command::run(apt::get().args(["-qq", "install", "-y", "--no-install-recommends"]).args(&packages))?;
+        // Its stdout is a line per package and step; errors are on stderr.
+        let mut install = apt::get();
+        install.args(["-qq", "install", "-y", "--no-install-recommends"]).args(&packages);
+        command::run(install.stdout(Stdio::null()))?;
     }
     for one in missing {
         match &one.mend {

@@ -1,6 +1,6 @@
 //! The Rust toolchain that compiles the kernel object, and which LLVM it speaks.
 
-use std::{path::Path, process::Command};
+use std::{env, path::Path, process::Command};
 
 use super::{Mend, Missing, apt};
 use crate::{command, fail};
@@ -36,8 +36,17 @@ pub(crate) fn choose() -> anyhow::Result<Toolchain> {
     find().map_err(|missing| fail::hint(format!("there is no {}", missing.what), "cargo xtask setup"))
 }
 
-/// The toolchain to use, or what is missing for one.
+/// The toolchain to use, or what is missing for one: the same choice as the build script's.
 pub(super) fn find() -> Result<Toolchain, Missing> {
+    if let Some(name) = env::var("POLICY_BPF_TOOLCHAIN").ok().filter(|name| !name.is_empty()) {
+        return usable(&name).ok_or_else(|| Missing {
+            what: format!(
+                "Rust toolchain '{name}', which POLICY_BPF_TOOLCHAIN names, with its library's sources"
+            ),
+            why: "compiles the kernel object",
+            mend: Mend::Commands(vec![format!("rustup toolchain install {name} --component rust-src")]),
+        });
+    }
     [DEBIAN, NIGHTLY].into_iter().find_map(usable).ok_or_else(|| Missing {
         what: "Rust toolchain with its library's sources".to_owned(),
         why: "compiles the kernel object: there is no ready-made core library for the BPF target",
@@ -48,7 +57,9 @@ pub(super) fn find() -> Result<Toolchain, Missing> {
 fn usable(name: &str) -> Option<Toolchain> {
     let rustc = |arg: &str| {
         let mut rustup = Command::new("rustup");
-        command::output(rustup.args(["run", name, "rustc", arg]).env_remove("RUSTUP_TOOLCHAIN")).ok()
+        // A look must not download anything.
+        rustup.env("RUSTUP_AUTO_INSTALL", "0").env_remove("RUSTUP_TOOLCHAIN");
+        command::output(rustup.args(["run", name, "rustc", arg])).ok()
     };
     let version = rustc("-vV")?;
     let sysroot = rustc("--print=sysroot")?.trim().to_owned();
