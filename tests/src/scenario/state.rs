@@ -211,6 +211,11 @@ impl State {
             |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
         let id = object_id(&text("/kind"), &text("/metadata/namespace"), &text("/metadata/name"));
         ensure!(!id.0.is_empty() && !id.2.is_empty(), "apply: an object needs kind and metadata.name");
+        let known = ["apiVersion", "kind", "metadata", "spec", "status"];
+        let odd = object
+            .as_object()
+            .and_then(|fields| fields.keys().find(|field| !known.contains(&field.as_str())));
+        ensure!(odd.is_none(), "apply: unknown field {}", odd.map_or("", String::as_str));
         ensure!(id.0 != "Pod", "apply: pods are changed by the action pod");
         if id.0 == "Namespace" {
             // It would be a second object of the same name: the scenario's own is changed instead.
