@@ -5,9 +5,10 @@ use std::sync::LazyLock;
 use prost_reflect::DescriptorPool;
 
 macro_rules! generated {
-    ($(#[$doc:meta])* $name:ident, $package:literal) => {
+    ($(#[$doc:meta])* $name:ident, $package:literal $(, $lint:path)*) => {
         $(#[$doc])*
         pub mod $name {
+            $(#![expect($lint, reason = "generated")])*
             #![expect(missing_docs, reason = "generated; the protocol files hold the documentation")]
             tonic::include_proto!($package);
         }
@@ -19,13 +20,13 @@ generated!(
     flow, "flow");
 generated!(
     /// Hubble's observer service (`proto/observer/observer.proto`).
-    observer, "observer");
+    observer, "observer", clippy::allow_attributes, clippy::allow_attributes_without_reason, clippy::large_enum_variant);
 generated!(
     /// Node states of Hubble's observer messages (`proto/relay/relay.proto`).
     relay, "relay");
 generated!(
     /// Our own service (`proto/policyagent/v1/agent.proto`).
-    agent, "policyagent.v1");
+    agent, "policyagent.v1", clippy::allow_attributes, clippy::allow_attributes_without_reason);
 
 /// Descriptors of every message here and of those that they import.
 ///
