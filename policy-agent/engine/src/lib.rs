@@ -9,6 +9,7 @@
 pub mod address;
 pub mod explain;
 pub mod limits;
+pub mod matrix;
 pub mod mem;
 pub mod model;
 pub mod oracle;
