@@ -20,6 +20,7 @@ pub(crate) fn compile() -> anyhow::Result<()> {
         .build_transport(true)
         // A generated doc comment would be parsed as Rust code where the protocol's comment shows an example.
         .disable_comments(["."])
+        .boxed(".observer.GetFlowsResponse.response_types.flow")
         .compile_fds(descriptors)
         .context("generating code from proto/")
 }

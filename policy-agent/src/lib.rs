@@ -1,5 +1,7 @@
 //! The agent: everything with I/O.
 
+pub mod api;
 pub mod datapath;
+pub mod events;
 pub mod proto;
 pub mod source;

@@ -8,8 +8,7 @@ macro_rules! generated {
     ($(#[$doc:meta])* $name:ident, $package:literal $(, $lint:path)*) => {
         $(#[$doc])*
         pub mod $name {
-            $(#![expect($lint, reason = "generated")])*
-            #![expect(missing_docs, reason = "generated; the protocol files hold the documentation")]
+            #![expect(missing_docs, $($lint,)* reason = "generated; the protocol files hold the documentation")]
             tonic::include_proto!($package);
         }
     };
@@ -20,7 +19,7 @@ generated!(
     flow, "flow");
 generated!(
     /// Hubble's observer service (`proto/observer/observer.proto`).
-    observer, "observer", clippy::allow_attributes, clippy::allow_attributes_without_reason, clippy::large_enum_variant);
+    observer, "observer", clippy::allow_attributes, clippy::allow_attributes_without_reason);
 generated!(
     /// Node states of Hubble's observer messages (`proto/relay/relay.proto`).
     relay, "relay");

@@ -1,0 +1,3 @@
+//! The local API: Hubble's observer service and our own, over gRPC on a unix socket.
+
+pub mod view;

@@ -1,0 +1,27 @@
+//! What the services need to know of the agent.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use crate::proto::agent::{Endpoint, Policy, StatusResponse, WaitResponse};
+
+/// The agent as its API sees it. Answers come from state at hand: none of the first three may block.
+pub trait AgentView: Send + Sync + 'static {
+    /// Name of the node.
+    fn node_name(&self) -> String;
+
+    /// How the agent and its kernel side are doing.
+    fn status(&self) -> StatusResponse;
+
+    /// The policies held, by namespace and name.
+    fn policies(&self) -> Vec<Policy>;
+
+    /// The local pods, by namespace and name.
+    fn endpoints(&self) -> Vec<Endpoint>;
+
+    /// Waits until the kernel enforces everything that the sources held when this was called (for files: a scan that
+    /// began after the call has been applied), at most for the timeout; zero answers at once. When it ends undone, the
+    /// answer says what is missing. Dropping the future gives up.
+    fn wait(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = WaitResponse> + Send + '_>>;
+}
