@@ -1,5 +1,6 @@
 //! Test harness: nodes made of network namespaces, packets that sockets cannot send, scenarios with truth tables.
 
+pub mod backend;
 pub mod net;
 pub mod pkt;
 pub mod scenario;

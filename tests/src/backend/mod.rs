@@ -1,0 +1,9 @@
+//! Back ends run scenarios: the reference evaluator, the compiled tables in memory, real packets.
+
+mod evaluator;
+mod objects;
+mod run;
+
+pub use evaluator::Evaluator;
+pub use objects::{Change, Id, Objects};
+pub use run::{Backend, Places, Seen, run};

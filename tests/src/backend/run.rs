@@ -1,0 +1,129 @@
+//! Runs the steps of a scenario on a back end and collects what differs from its truth.
+
+use crate::{
+    net::Family,
+    scenario::{
+        AgentAction, Case, Expected, Pair, Place, Session, SessionExpect, SessionOpen, SessionSend,
+        SessionState, State,
+    },
+};
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+
+/// What a back end found out about a pair; `None`: it cannot tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Whether it passes.
+    pub allow: Option<bool>,
+    /// Whether the destination's ingress lets it pass.
+    pub ingress: Option<bool>,
+    /// Whether the source's egress lets it pass.
+    pub egress: Option<bool>,
+}
+
+/// Something that holds a cluster and answers whether packets pass in it.
+pub trait Backend {
+    /// Makes the back end's cluster equal to `state`, and returns once it is in force.
+    fn sync(&mut self, state: &State) -> Result<()>;
+
+    /// Does something to the agent; back ends without a process have nothing to do.
+    fn agent(&mut self, _action: AgentAction) -> Result<()> {
+        Ok(())
+    }
+
+    /// What becomes of new connections; one answer per pair. `size`: bytes of payload.
+    fn probe(&mut self, places: &Places, pairs: &[Expected], size: Option<usize>) -> Result<Vec<Seen>>;
+
+    /// Opens a connection; whether that worked.
+    fn open(&mut self, places: &Places, id: &str, pair: &Pair) -> Result<bool>;
+
+    /// Sends through a connection, without asking for the outcome.
+    fn send(&mut self, _places: &Places, _send: &SessionSend) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether data passes through the connection, both ways. `expected` helps to wait no longer than needed.
+    fn is_alive(&mut self, places: &Places, id: &str, expected: SessionState) -> Result<bool>;
+}
+
+/// Places by name.
+pub type Places = BTreeMap<String, Place>;
+
+/// Runs all steps; the result lists every difference, one a line. An error is a scenario that cannot run.
+pub fn run(case: &Case, backend: &mut dyn Backend) -> Result<Vec<String>> {
+    let mut state = State::new(case)?;
+    backend.sync(&state).context("sync before the first step")?;
+    let mut differences = Vec::new();
+    for (n, step) in case.steps.iter().enumerate() {
+        let label =
+            if step.name.is_empty() { format!("step {n}") } else { format!("step {n} ({})", step.name) };
+        for action in &step.actions {
+            state.act(action).with_context(|| label.clone())?;
+        }
+        let to_agent: Vec<AgentAction> = step.actions.iter().filter_map(|action| action.agent).collect();
+        for action in &to_agent {
+            backend.agent(*action).with_context(|| format!("{label}: agent {action:?}"))?;
+        }
+        backend.sync(&state).with_context(|| format!("{label}: sync"))?;
+        let places: Places = state.places().into_iter().map(|place| (place.name.clone(), place)).collect();
+        for session in &step.sessions {
+            let found = use_session(session, backend, &places, &state).with_context(|| label.clone())?;
+            differences.extend(found.map(|text| format!("{label}: {text}")));
+        }
+        if let Some(expect) = &step.expect {
+            let table = Expected::table(case, expect, &state).with_context(|| label.clone())?;
+            let seen = backend.probe(&places, &table, expect.size).with_context(|| label.clone())?;
+            ensure!(seen.len() == table.len(), "{label}: {} answers to {} pairs", seen.len(), table.len());
+            let pairs = table.iter().zip(&seen);
+            differences
+                .extend(pairs.filter_map(|(e, s)| compare(e, s)).map(|text| format!("{label}: {text}")));
+        }
+    }
+    Ok(differences)
+}
+
+fn compare(expected: &Expected, seen: &Seen) -> Option<String> {
+    let word = |allow: bool| if allow { "allow" } else { "deny" };
+    let differs = |want: Option<bool>, got: Option<bool>| match (want, got) {
+        (Some(want), Some(got)) if want != got => Some((want, got)),
+        (_, _) => None,
+    };
+    let checks = [
+        ("", differs(Some(expected.allow), seen.allow)),
+        (" ingress", differs(expected.ingress, seen.ingress)),
+        (" egress", differs(expected.egress, seen.egress)),
+    ];
+    let text = |(side, (want, got)): (&str, (bool, bool))| {
+        format!("{}{side}: expected {}, seen {}", expected.pair, word(want), word(got))
+    };
+    let found: Vec<String> =
+        checks.into_iter().filter_map(|(side, check)| Some(text((side, check?)))).collect();
+    (!found.is_empty()).then(|| found.join("; "))
+}
+
+fn use_session(
+    session: &Session,
+    backend: &mut dyn Backend,
+    places: &Places,
+    state: &State,
+) -> Result<Option<String>> {
+    if let Some(SessionOpen { id, from, to, port, family }) = &session.open {
+        let family = family.unwrap_or_else(|| state.families.first().copied().unwrap_or(Family::V4));
+        let pair = Pair { from: from.clone(), to: to.clone(), port: *port, family };
+        let opened = backend.open(places, id, &pair).with_context(|| format!("open {id}"))?;
+        return Ok((!opened).then(|| format!("session {id}: {pair} does not open")));
+    }
+    if let Some(send) = &session.send {
+        backend.send(places, send).with_context(|| format!("send {}", send.id))?;
+    }
+    if let Some(SessionExpect { id, state: want }) = &session.expect {
+        let alive = backend.is_alive(places, id, *want).with_context(|| format!("expect {id}"))?;
+        let differs = match want {
+            SessionState::Alive => !alive,
+            SessionState::Broken => alive,
+            SessionState::Either => false,
+        };
+        return Ok(differs.then(|| format!("session {id}: expected {want:?}, seen alive={alive}")));
+    }
+    Ok(None)
+}
