@@ -3,5 +3,6 @@
 pub mod api;
 pub mod datapath;
 pub mod events;
+pub mod netlink;
 pub mod proto;
 pub mod source;

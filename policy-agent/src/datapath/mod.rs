@@ -1,5 +1,38 @@
-//! The kernel side of the agent: the object, its maps, its links.
+//! The kernel side of the agent: the object, its maps, its links, and the one writer of all of them.
+//!
+//! ```text
+//! spec ──> pins (create or adopt) ──> load (both programs verified) ──> Datapath
+//!                                                                        ├─ executor: every write to a map
+//!                                                                        ├─ hooks:    every attached program
+//!                                                                        └─ ring:     every event
+//! ```
+//! Nothing is attached before all maps exist and both programs are verified.
 
+pub mod bpf;
+mod clsact;
+mod endpoint;
+mod error;
+mod executor;
+mod grace;
+mod hooks;
+mod load;
+mod map;
 mod object;
+mod pins;
+mod readback;
+mod ring;
+pub mod spec;
+mod stats;
+mod tcx;
 
+pub use endpoint::{Endpoint, LiveEndpoint, Retirement};
+pub use error::{Error, Result};
+pub use executor::Executor;
+pub use grace::Grace;
+pub use hooks::{Attach, Attached, HookState, Hooks, Mechanism, remove_all};
+pub use load::{Config, Datapath, IN_PROGRAM, LoadReport, OUT_PROGRAM, Pair, load};
+pub use map::{Map, Words};
 pub use object::OBJECT;
+pub use pins::{DEFAULT_ROOT, Pins};
+pub use ring::EventRing;
+pub use stats::EndpointTotals;

@@ -1,0 +1,369 @@
+//! The life of an endpoint's slot: made closed, filled by plans, closed, retired after a grace period.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use policy_common::abi::{
+    EndpointWord, InterfaceWord, LocalKey, ROW_CLOSED, TICK_SHIFT, address_words, endpoint_words,
+    interface_kind, limits, meta_words,
+};
+
+use super::bpf;
+use super::error::{Error, Result};
+use super::executor::Executor;
+use super::grace::Grace;
+use super::map::{ANY, Map, bytes_of, from_bytes};
+use super::spec::MapId;
+
+const CLOSED: EndpointWord = EndpointWord { epoch: 1, ingress_row: ROW_CLOSED, egress_row: ROW_CLOSED };
+/// Index of a further local address: the first of each family has 1 and stands in the endpoint's words.
+const LOCAL_INDEXES: std::ops::RangeInclusive<u32> = 2..=254;
+
+/// A pod to be enforced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Slot, not in use, not 0.
+    pub slot: u16,
+    /// Id, never 0 and never used before: events carry it.
+    pub id: u32,
+    /// Host's end of its interface.
+    pub ifindex: u32,
+    /// All of its addresses; a source that is not among them is forged. The first of each family is its main one.
+    pub addresses: Vec<IpAddr>,
+    /// Bits of [`policy_common::abi::endpoint_config`].
+    pub config: u16,
+    /// How long packets in the middle of unknown connections are taken as theirs: those that began before the hook.
+    pub pickup: Duration,
+}
+
+/// An endpoint as the kernel holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveEndpoint {
+    /// Slot.
+    pub slot: u16,
+    /// Id.
+    pub id: u32,
+    /// Interface.
+    pub ifindex: u32,
+    /// Addresses, the main ones first.
+    pub addresses: Vec<IpAddr>,
+    /// Configuration bits.
+    pub config: u16,
+    /// Uses of the slot, modulo 2^16.
+    pub generation: u16,
+    /// Rows and epoch.
+    pub word: EndpointWord,
+}
+
+/// The second half of an endpoint's removal. It waits for a grace period: run it on a thread of its own, and give
+/// the slot to nobody before it has returned.
+#[derive(Debug)]
+#[must_use = "the slot stays taken until this has run"]
+pub struct Retirement {
+    slots: Vec<u16>,
+    flows: Vec<OwnedFd>,
+    locals: Vec<LocalKey>,
+    locals_map: OwnedFd,
+    ep: OwnedFd,
+    grace: Arc<Grace>,
+}
+
+impl Executor {
+    /// Makes an endpoint: flow maps, addresses, then its words; closed in both directions until a plan opens it.
+    /// Packets of its interface are judged once [`Executor::set_interface`] and the hooks are in place.
+    ///
+    /// Takes some milliseconds, because the kernel waits for a grace period when a map enters an array of maps.
+    ///
+    /// # Errors
+    /// The slot is in use, too many addresses, or the kernel's answer.
+    pub fn create_endpoint(&self, endpoint: &Endpoint) -> Result<()> {
+        let slot = endpoint.slot;
+        let wrong = |problem: String| Err(Error::Endpoint { slot, problem });
+        if slot == 0 || u32::from(slot) >= limits::ENDPOINTS || endpoint.id == 0 || endpoint.ifindex == 0 {
+            return wrong("slot, id and interface must not be 0".to_owned());
+        }
+        let before = self.ep.load(u32::from(slot), endpoint_words::IDENTITY)?;
+        if before as u32 != 0 {
+            return wrong(format!("in use by endpoint {}", before as u32));
+        }
+        self.store_endpoint(slot, CLOSED)?;
+        self.install_flows(slot, endpoint.addresses.iter().any(IpAddr::is_ipv6))?;
+        self.set_addresses(slot, &endpoint.addresses)?;
+        self.ep.store(u32::from(slot), endpoint_words::KEEP, 0)?;
+        self.ep.store(u32::from(slot), endpoint_words::INTERFACE, u64::from(endpoint.ifindex))?;
+        self.set_pickup(slot, endpoint.pickup)?;
+        let generation = ((before >> 48) as u16).wrapping_add(1);
+        let identity =
+            u64::from(endpoint.id) | u64::from(endpoint.config) << 32 | u64::from(generation) << 48;
+        self.ep.store(u32::from(slot), endpoint_words::IDENTITY, identity)
+    }
+
+    /// Replaces the endpoint's addresses.
+    ///
+    /// # Errors
+    /// Too many addresses, or the kernel's answer.
+    pub fn set_addresses(&self, slot: u16, addresses: &[IpAddr]) -> Result<()> {
+        let main4 = addresses.iter().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None });
+        let main6 = addresses.iter().find_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None });
+        let further =
+            |ip: &&IpAddr| Some(**ip) != main4.map(IpAddr::V4) && Some(**ip) != main6.map(IpAddr::V6);
+        let wanted: Vec<LocalKey> = addresses.iter().filter(further).map(|ip| local_key(slot, *ip)).collect();
+        let map = &self.maps[MapId::Locals];
+        let there = self.locals(slot)?;
+        for (key, _) in there.iter().filter(|(key, _)| !wanted.contains(key)) {
+            map.remove(bytes_of(key)).map_err(map.failed("remove from"))?;
+        }
+        let mut taken: Vec<(u32, u32)> =
+            there.iter().filter(|(key, _)| wanted.contains(key)).map(|(key, i)| (key.family, *i)).collect();
+        for key in wanted.iter().filter(|key| !there.iter().any(|(k, _)| k == *key)) {
+            let free = LOCAL_INDEXES.into_iter().find(|i| !taken.contains(&(key.family, *i)));
+            let Some(index) = free else {
+                return Err(Error::Endpoint {
+                    slot,
+                    problem: "more than 254 addresses of a family".to_owned(),
+                });
+            };
+            map.insert(bytes_of(key), bytes_of(&index), ANY).map_err(map.failed("insert into"))?;
+            taken.push((key.family, index));
+        }
+        let (high, low) = main6.map_or((0, 0), |ip| address_words(ip.octets()));
+        let slot = u32::from(slot);
+        self.ep.store(slot, endpoint_words::ADDRESS6_HIGH, high)?;
+        self.ep.store(slot, endpoint_words::ADDRESS6_LOW, low)?;
+        let until = self.ep.load(slot, endpoint_words::ADDRESS4)? >> 32;
+        let main = main4.map_or(0, |ip| u32::from_ne_bytes(ip.octets()));
+        self.ep.store(slot, endpoint_words::ADDRESS4, u64::from(main) | until << 32)
+    }
+
+    /// Opens the endpoint's pick-up window anew, or closes it with a duration of 0.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn set_pickup(&self, slot: u16, window: Duration) -> Result<()> {
+        let hertz = match self.meta(meta_words::HZ)? {
+            0 => u64::from(policy_common::abi::DEFAULT_HZ),
+            hertz => hertz,
+        };
+        let ticks = (window.as_millis() as u64 * hertz / 1000) >> TICK_SHIFT;
+        let until =
+            if window.is_zero() { 0 } else { self.tick()?.wrapping_add(ticks as u32).wrapping_add(1) };
+        let address = self.ep.load(u32::from(slot), endpoint_words::ADDRESS4)? as u32;
+        self.ep.store(u32::from(slot), endpoint_words::ADDRESS4, u64::from(address) | u64::from(until) << 32)
+    }
+
+    /// Stores the endpoint's configuration bits.
+    ///
+    /// # Errors
+    /// No such slot.
+    pub fn set_config(&self, slot: u16, config: u16) -> Result<()> {
+        let rest = self.ep.load(u32::from(slot), endpoint_words::IDENTITY)? & !(0xffff << 32);
+        self.ep.store(u32::from(slot), endpoint_words::IDENTITY, rest | u64::from(config) << 32)
+    }
+
+    /// Tells the programs which endpoint an interface belongs to: from here on its packets are judged.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn set_interface(&self, ifindex: u32, slot: u16) -> Result<()> {
+        let word = InterfaceWord { ifindex, slot, kind: interface_kind::POD, flags: 0 }.pack();
+        let place = ifindex % limits::INTERFACES;
+        let there = InterfaceWord::unpack(self.iface.load(place, 0)?);
+        if there.ifindex == 0 || there.ifindex == ifindex {
+            return self.iface.store(place, 0, word);
+        }
+        let map = &self.maps[MapId::IfaceX];
+        map.insert(bytes_of(&ifindex), bytes_of(&word), ANY).map_err(map.failed("insert into"))
+    }
+
+    /// Forgets an interface: its packets pass unjudged, where a hook is still in place.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn clear_interface(&self, ifindex: u32) -> Result<()> {
+        let place = ifindex % limits::INTERFACES;
+        if InterfaceWord::unpack(self.iface.load(place, 0)?).ifindex == ifindex {
+            self.iface.store(place, 0, 0)?;
+        }
+        let map = &self.maps[MapId::IfaceX];
+        match map.remove(bytes_of(&ifindex)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(map.failed("remove from")),
+        }
+    }
+
+    /// Slot of an interface, if its packets are judged.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn interface(&self, ifindex: u32) -> Result<Option<u16>> {
+        let word = InterfaceWord::unpack(self.iface.load(ifindex % limits::INTERFACES, 0)?);
+        if word.ifindex == ifindex {
+            return Ok(Some(word.slot));
+        }
+        let map = &self.maps[MapId::IfaceX];
+        let extra = map.get(bytes_of(&ifindex)).map_err(map.failed("read"))?;
+        Ok(extra.and_then(|v| from_bytes(&v)).map(|word| InterfaceWord::unpack(word).slot))
+    }
+
+    /// The first half of an endpoint's removal, once its hooks are gone: closed, and its interface forgotten.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn remove_endpoints(&self, slots: &[u16]) -> Result<Retirement> {
+        let mut locals = Vec::new();
+        for slot in slots {
+            let slot32 = u32::from(*slot);
+            self.clear_interface(self.ep.load(slot32, endpoint_words::INTERFACE)? as u32)?;
+            let word = EndpointWord::unpack(self.ep.load(slot32, endpoint_words::POLICY)?);
+            self.store_endpoint(*slot, EndpointWord { epoch: word.epoch.wrapping_add(1), ..CLOSED })?;
+            locals.extend(self.locals(*slot)?.into_iter().map(|(key, _)| key));
+        }
+        Ok(Retirement {
+            slots: slots.to_vec(),
+            flows: vec![self.maps[MapId::Flows4].try_clone_fd()?, self.maps[MapId::Flows6].try_clone_fd()?],
+            locals,
+            locals_map: self.maps[MapId::Locals].try_clone_fd()?,
+            ep: self.maps[MapId::Ep].try_clone_fd()?,
+            grace: self.grace.clone(),
+        })
+    }
+
+    /// Endpoints in the kernel, by slot.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn endpoints(&self) -> Result<Vec<LiveEndpoint>> {
+        let locals = self.all_locals()?;
+        let mut found = Vec::new();
+        for slot in 0..limits::ENDPOINTS as u16 {
+            let word = |index| self.ep.load(u32::from(slot), index);
+            let identity = word(endpoint_words::IDENTITY)?;
+            if identity as u32 == 0 {
+                continue;
+            }
+            let main4 = Ipv4Addr::from((word(endpoint_words::ADDRESS4)? as u32).to_ne_bytes());
+            let (high, low) = (word(endpoint_words::ADDRESS6_HIGH)?, word(endpoint_words::ADDRESS6_LOW)?);
+            let main6 = Ipv6Addr::from(six_of(high, low));
+            let main = [IpAddr::V4(main4), IpAddr::V6(main6)].into_iter().filter(|ip| !ip.is_unspecified());
+            let further = locals.iter().filter(|(key, _)| key.slot == u32::from(slot));
+            found.push(LiveEndpoint {
+                slot,
+                id: identity as u32,
+                config: (identity >> 32) as u16,
+                generation: (identity >> 48) as u16,
+                ifindex: word(endpoint_words::INTERFACE)? as u32,
+                addresses: main.chain(further.map(|(key, _)| address_of(key))).collect(),
+                word: EndpointWord::unpack(word(endpoint_words::POLICY)?),
+            });
+        }
+        Ok(found)
+    }
+
+    /// Flow maps of the slot, empty. Both enter their arrays at the same time: each waits for a grace period.
+    fn install_flows(&self, slot: u16, six: bool) -> Result<()> {
+        let install = |id: MapId| {
+            let (map, Some(inner)) = (&self.maps[id], id.inner()) else { return Ok(()) };
+            let failed = |source| Error::Map { action: "create", map: inner.name, source };
+            let flows = bpf::create_map(&inner, self.flow_entries, None).map_err(failed)?;
+            let fd = flows.as_raw_fd() as u32;
+            map.insert(bytes_of(&u32::from(slot)), bytes_of(&fd), ANY).map_err(map.failed("insert into"))
+        };
+        std::thread::scope(|scope| {
+            let six = six.then(|| scope.spawn(|| install(MapId::Flows6)));
+            install(MapId::Flows4)?;
+            six.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
+        })
+    }
+
+    fn locals(&self, slot: u16) -> Result<Vec<(LocalKey, u32)>> {
+        Ok(self.all_locals()?.into_iter().filter(|(key, _)| key.slot == u32::from(slot)).collect())
+    }
+
+    fn all_locals(&self) -> Result<Vec<(LocalKey, u32)>> {
+        let map = &self.maps[MapId::Locals];
+        let elements = map.elements().map_err(map.failed("read"))?;
+        let mut found: Vec<(LocalKey, u32)> =
+            elements.iter().filter_map(|(key, value)| Some((from_bytes(key)?, from_bytes(value)?))).collect();
+        found.sort_unstable_by_key(|(key, index)| (key.slot, *index, key.family));
+        Ok(found)
+    }
+}
+
+impl Retirement {
+    /// Waits until no packet is judged by the slots any more, then frees what they held. Hands back the free slots.
+    ///
+    /// # Errors
+    /// The kernel's answer; the slots must then not be used again.
+    pub fn run(self) -> Result<Vec<u16>> {
+        let failed = |source| Error::Map { action: "wait for readers of", map: "EP", source };
+        self.grace.wait().map_err(failed)?;
+        let gone = |map: &Map, key: &[u8]| match map.remove(key) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(map.failed("remove from")(e)),
+            _ => Ok(()),
+        };
+        for (fd, id) in self.flows.into_iter().zip([MapId::Flows4, MapId::Flows6]) {
+            let map = Map::new(fd, id.spec())?;
+            self.slots.iter().try_for_each(|slot| gone(&map, bytes_of(&u32::from(*slot))))?;
+        }
+        let locals = Map::new(self.locals_map, MapId::Locals.spec())?;
+        self.locals.iter().try_for_each(|key| gone(&locals, bytes_of(key)))?;
+        // Last: a slot whose identity is not cleared is found again by the next agent.
+        let words = Map::new(self.ep, MapId::Ep.spec())?.words()?;
+        for slot in &self.slots {
+            let generation = words.load(u32::from(*slot), endpoint_words::IDENTITY)? >> 48;
+            words.store(u32::from(*slot), endpoint_words::IDENTITY, generation << 48)?;
+        }
+        Ok(self.slots)
+    }
+}
+
+fn local_key(slot: u16, address: IpAddr) -> LocalKey {
+    let slot = u32::from(slot);
+    match address {
+        IpAddr::V4(ip) => LocalKey { slot, family: 4, address: [u32::from_ne_bytes(ip.octets()), 0, 0, 0] },
+        IpAddr::V6(ip) => {
+            let mut address = [0; 4];
+            for (word, bytes) in address.iter_mut().zip(ip.octets().chunks_exact(4)) {
+                *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            }
+            LocalKey { slot, family: 6, address }
+        }
+    }
+}
+
+fn address_of(key: &LocalKey) -> IpAddr {
+    let mut bytes = [0; 16];
+    for (to, word) in bytes.chunks_exact_mut(4).zip(key.address) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
+    match key.family {
+        4 => IpAddr::from([bytes[0], bytes[1], bytes[2], bytes[3]]),
+        _ => IpAddr::from(bytes),
+    }
+}
+
+fn six_of(high: u64, low: u64) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&high.to_ne_bytes());
+    bytes[8..].copy_from_slice(&low.to_ne_bytes());
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_survive_their_keys() {
+        for text in ["10.1.2.3", "2001:db8::1:2", "fe80::1"] {
+            let ip: IpAddr = text.parse().unwrap();
+            assert_eq!(address_of(&local_key(7, ip)), ip);
+        }
+        let ip: Ipv6Addr = "2001:db8::1:2".parse().unwrap();
+        let (high, low) = address_words(ip.octets());
+        assert_eq!(six_of(high, low), ip.octets());
+    }
+}

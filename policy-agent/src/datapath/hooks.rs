@@ -1,0 +1,291 @@
+//! Both hooks of a pod's interface: attached first in order, taken over without a gap, checked, removed.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use policy_common::abi::Direction;
+
+use super::error::{Error, Result};
+use super::load::{Pair, Program};
+use super::pins::Pins;
+use super::{clsact, tcx};
+use crate::netlink::Tc;
+
+/// From the pod first: what a pod sends is what it could do harm with.
+const DIRECTIONS: [Direction; 2] = [Direction::Egress, Direction::Ingress];
+
+/// How to attach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attach {
+    /// TCX where the kernel has it (Linux 6.6), else clsact.
+    #[default]
+    Auto,
+    /// TCX or nothing.
+    Tcx,
+    /// clsact, also where the kernel has TCX.
+    Clsact,
+}
+
+/// What programs are attached by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mechanism {
+    /// An ordered chain of links.
+    Tcx,
+    /// A filter of a clsact qdisc.
+    Clsact,
+}
+
+/// What attaching did at each hook.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// Hooks where a program of an earlier agent was replaced in place.
+    pub taken_over: u8,
+    /// Hooks that are new.
+    pub fresh: u8,
+}
+
+/// One hook, as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookState {
+    /// Seen from the pod.
+    pub direction: Direction,
+    /// Whether our program is there.
+    pub present: bool,
+    /// Programs of others that run before ours, or instead of it: they can pass a packet on without us.
+    pub before: Vec<String>,
+}
+
+/// All that is attached. Interfaces are named by index, in the namespace of the calling thread, so a name that is
+/// given to another link can't mislead it.
+pub struct Hooks {
+    pins: Pins,
+    /// The same programs, loaded more than once where a hook needed a second copy.
+    copies: Mutex<Vec<Pair>>,
+    load_copy: Box<dyn Fn() -> Result<Pair> + Send + Sync>,
+    mechanism: Mechanism,
+    tc: Tc,
+}
+
+impl std::fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hooks")
+            .field("pins", &self.pins)
+            .field("mechanism", &self.mechanism)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Hooks {
+    /// Attaches this pair. `load_copy` loads it once more: one program can't be twice at one TCX hook, which going
+    /// first again without a gap needs.
+    ///
+    /// # Errors
+    /// TCX is wanted and the kernel has none; netlink can't be used.
+    pub fn new(
+        pins: Pins,
+        pair: Pair,
+        load_copy: Box<dyn Fn() -> Result<Pair> + Send + Sync>,
+        attach: Attach,
+    ) -> Result<Self> {
+        let mechanism = match (attach, tcx::supported()) {
+            (Attach::Auto | Attach::Tcx, true) => Mechanism::Tcx,
+            (Attach::Tcx, false) => return Err(Error::NoTcx),
+            (Attach::Auto, false) | (Attach::Clsact, _) => Mechanism::Clsact,
+        };
+        let tc = Tc::open().map_err(Error::netlink("open a socket"))?;
+        Ok(Self { pins, copies: Mutex::new(vec![pair]), load_copy, mechanism, tc })
+    }
+
+    /// What programs are attached by.
+    #[must_use]
+    pub fn mechanism(&self) -> Mechanism {
+        self.mechanism
+    }
+
+    /// Attaches both programs, or takes over what an earlier agent attached, without a packet in between that is not
+    /// judged. Doing it again changes nothing.
+    ///
+    /// # Errors
+    /// The kernel's answer. A hook that was attached before stays.
+    pub fn attach(&self, ifindex: u32) -> Result<Attached> {
+        let mut done = Attached::default();
+        for direction in DIRECTIONS {
+            let taken_over = match self.mechanism {
+                Mechanism::Tcx => self.attach_tcx(ifindex, direction)?,
+                Mechanism::Clsact => self.with_copy(ifindex, direction, |program| {
+                    clsact::attach(&self.tc, &self.pins, ifindex, direction, program)
+                })?,
+            };
+            *(if taken_over { &mut done.taken_over } else { &mut done.fresh }) += 1;
+        }
+        // What an agent with the other setting left would judge every packet a second time.
+        match self.mechanism {
+            Mechanism::Tcx => drop(clsact::detach(&self.tc, &self.pins, ifindex)?),
+            Mechanism::Clsact => {
+                for direction in DIRECTIONS {
+                    tcx::detach(&self.pins, ifindex, direction)?;
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    /// Looks at both hooks.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn verify(&self, ifindex: u32) -> Result<[HookState; 2]> {
+        let [out, into] = DIRECTIONS;
+        Ok([self.state(ifindex, out)?, self.state(ifindex, into)?])
+    }
+
+    /// Attaches what is missing and moves our program before all others where the mechanism allows it. True if
+    /// anything was changed; foreign programs stay where they are.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn repair(&self, ifindex: u32) -> Result<bool> {
+        let states = self.verify(ifindex)?;
+        if states.iter().all(|state| state.present && state.before.is_empty()) {
+            return Ok(false);
+        }
+        self.attach(ifindex)?;
+        for state in self.verify(ifindex)? {
+            if state.before.is_empty() {
+                continue;
+            }
+            let direction = state.direction;
+            self.with_copy(ifindex, direction, |program| match self.mechanism {
+                Mechanism::Tcx => tcx::attach(&self.pins, ifindex, direction, program),
+                Mechanism::Clsact => clsact::go_first(&self.tc, ifindex, direction, program),
+            })?;
+        }
+        Ok(true)
+    }
+
+    /// Detaches both programs, whatever they were attached by, and forgets the interface. It may be gone already.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn detach(&self, ifindex: u32) -> Result<()> {
+        detach(&self.tc, &self.pins, ifindex)
+    }
+
+    /// Interfaces at which this or an earlier agent has attached something, those that are gone too.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn attached(&self) -> Result<BTreeSet<u32>> {
+        attached(&self.tc, &self.pins)
+    }
+
+    /// True = an earlier program was replaced, or ours was there.
+    fn attach_tcx(&self, ifindex: u32, direction: Direction) -> Result<bool> {
+        if let Some((link, program)) = tcx::pinned(&self.pins, ifindex, direction)? {
+            let copies = self.copies.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if !copies.iter().any(|pair| side(pair, direction).id == program) {
+                if let Some(first) = copies.first() {
+                    tcx::replace(&link, ifindex, side(first, direction))?;
+                }
+            }
+            return Ok(true);
+        }
+        self.with_copy(ifindex, direction, |program| tcx::attach(&self.pins, ifindex, direction, program))?;
+        Ok(false)
+    }
+
+    /// Hands over a copy of the direction's program that is not at the hook.
+    fn with_copy<T>(
+        &self,
+        ifindex: u32,
+        direction: Direction,
+        work: impl FnOnce(&Program) -> Result<T>,
+    ) -> Result<T> {
+        let there = tcx::programs(ifindex, direction)?;
+        let mut copies = self.copies.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let free = |pair: &&Pair| !there.iter().any(|p| p.id == side(pair, direction).id);
+        if copies.iter().find(free).is_none() {
+            let another = (self.load_copy)()?;
+            copies.push(another);
+        }
+        match copies.iter().find(free) {
+            Some(pair) => work(side(pair, direction)),
+            None => {
+                Err(Error::HookTaken { ifindex, holder: "every copy of our program is there".to_owned() })
+            }
+        }
+    }
+
+    fn state(&self, ifindex: u32, direction: Direction) -> Result<HookState> {
+        let chain = tcx::programs(ifindex, direction)?;
+        let label = |id: u32, name: &str| format!("{name} (program {id})");
+        let mut before: Vec<String>;
+        let present = match self.mechanism {
+            Mechanism::Tcx => {
+                let ours = tcx::pinned(&self.pins, ifindex, direction)?.map(|(_, program)| program);
+                let position = chain.iter().position(|p| Some(p.id) == ours);
+                before = chain
+                    .iter()
+                    .take(position.unwrap_or(chain.len()))
+                    .map(|p| label(p.id, &p.name))
+                    .collect();
+                position.is_some()
+            }
+            Mechanism::Clsact => {
+                // The whole TCX chain runs before any filter.
+                before = chain.iter().map(|p| label(p.id, &p.name)).collect();
+                let (filters, ours) = clsact::filters(&self.tc, ifindex, direction)?;
+                let ahead = filters.iter().take(ours.unwrap_or(filters.len()));
+                before.extend(
+                    ahead.map(|f| label(f.program, if f.name.is_empty() { &f.kind } else { &f.name })),
+                );
+                ours.is_some()
+            }
+        };
+        Ok(HookState { direction, present, before })
+    }
+}
+
+/// Removes every trace of this and earlier agents from the calling thread's network namespace and from the pin
+/// directory: links, filters, qdiscs that an agent added, maps. Needs nothing but the pins and the filters' names.
+///
+/// Hands back how many interfaces were unhooked.
+///
+/// # Errors
+/// The kernel's answer; what was removed before stays removed.
+pub fn remove_all(pins: &Pins) -> Result<usize> {
+    let tc = Tc::open().map_err(Error::netlink("open a socket"))?;
+    let all = attached(&tc, pins)?;
+    for ifindex in &all {
+        detach(&tc, pins, *ifindex)?;
+    }
+    pins.remove()?;
+    Ok(all.len())
+}
+
+fn side(pair: &Pair, direction: Direction) -> &Program {
+    match direction {
+        Direction::Ingress => &pair.pod_in,
+        Direction::Egress => &pair.pod_out,
+    }
+}
+
+fn detach(tc: &Tc, pins: &Pins, ifindex: u32) -> Result<()> {
+    for direction in DIRECTIONS {
+        tcx::detach(pins, ifindex, direction)?;
+    }
+    clsact::detach(tc, pins, ifindex).map(drop)
+}
+
+fn attached(tc: &Tc, pins: &Pins) -> Result<BTreeSet<u32>> {
+    let mut found: BTreeSet<u32> = pins.linked_interfaces()?.into_iter().collect();
+    found.extend(pins.noted_qdiscs()?);
+    for ifindex in tc.interfaces().map_err(Error::netlink("list the interfaces"))? {
+        for direction in DIRECTIONS {
+            if clsact::filters(tc, ifindex, direction)?.1.is_some() {
+                found.insert(ifindex);
+            }
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,216 @@
+//! From the embedded object to a datapath that is ready: maps first, then both programs, links never.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use aya::EbpfLoader;
+use aya::programs::SchedClassifier;
+
+use super::bpf;
+use super::error::{Error, Result};
+use super::executor::Executor;
+use super::hooks::{Attach, Hooks};
+use super::map::Map;
+use super::pins::Pins;
+use super::ring::EventRing;
+use super::spec::MapId;
+
+/// Program for packets towards the pod: tc egress of the host's end.
+pub const IN_PROGRAM: &str = "pod_in";
+/// Program for packets from the pod: tc ingress of the host's end.
+pub const OUT_PROGRAM: &str = "pod_out";
+
+/// Settings of the datapath.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory for pins, on a BPF file system.
+    pub bpffs: PathBuf,
+    /// How to attach.
+    pub attach: Attach,
+    /// Values of the object's `Global<u32>` constants by name. A name that the object does not have is an error.
+    pub constants: BTreeMap<&'static str, u32>,
+}
+
+impl Config {
+    /// The usual settings with this pin directory.
+    #[must_use]
+    pub fn new(bpffs: impl Into<PathBuf>) -> Self {
+        Self { bpffs: bpffs.into(), attach: Attach::Auto, constants: BTreeMap::new() }
+    }
+}
+
+/// A verified tc program.
+#[derive(Debug)]
+pub struct Program {
+    fd: OwnedFd,
+    /// Id in the kernel.
+    pub id: u32,
+    /// Instructions that the verifier walked; `None` before Linux 5.16.
+    pub verified: Option<u32>,
+}
+
+impl Program {
+    /// Takes the descriptor of a loaded program.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn new(fd: OwnedFd, name: &'static str) -> Result<Self> {
+        let info = bpf::program_info(fd.as_fd());
+        let info = info.map_err(|source| Error::Map { action: "look at program", map: name, source })?;
+        let verified = Some(info.verified_insns).filter(|count| *count > 0);
+        Ok(Self { fd, id: info.id, verified })
+    }
+}
+
+impl AsFd for Program {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The two programs of a pod's interface, loaded together.
+#[derive(Debug)]
+pub struct Pair {
+    /// For packets towards the pod.
+    pub pod_in: Program,
+    /// For packets from the pod.
+    pub pod_out: Program,
+}
+
+/// What loading found and made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Maps that an earlier agent left and that are used again.
+    pub adopted: Vec<&'static str>,
+    /// Maps that are new and empty.
+    pub created: Vec<&'static str>,
+    /// Instructions that the verifier walked, by program; empty before Linux 5.16.
+    pub verified: BTreeMap<&'static str, u32>,
+}
+
+/// A datapath that is ready.
+#[derive(Debug)]
+pub struct Datapath {
+    /// Every write to a map.
+    pub executor: Executor,
+    /// Every attached program.
+    pub hooks: Hooks,
+    /// Every event.
+    pub ring: EventRing,
+    /// What loading found.
+    pub report: LoadReport,
+}
+
+/// Creates or adopts every map and verifies both programs. Attaches nothing, changes no content of a map that was
+/// adopted.
+///
+/// # Errors
+/// What is missing, foreign or refused. Maps that were created stay pinned, empty.
+pub fn load(config: &Config, object: &'static [u8]) -> Result<Datapath> {
+    raise_memory_limit();
+    let pins = Pins::new(&config.bpffs);
+    pins.create()?;
+    let mut report = LoadReport::default();
+    let mut maps = Vec::with_capacity(MapId::ALL.len());
+    for id in MapId::ALL {
+        let (map, adopted) = pins.ensure_map(id)?;
+        if adopted { &mut report.adopted } else { &mut report.created }.push(id.spec().name);
+        maps.push(map);
+    }
+    let constants = config.constants.clone();
+    let spare_pins = pins.clone();
+    let again = move || load_programs(&spare_pins, &constants, object);
+    let (pair, tick) = again()?;
+    for (name, program) in [(IN_PROGRAM, &pair.pod_in), (OUT_PROGRAM, &pair.pod_out)] {
+        report.verified.extend(program.verified.map(|count| (name, count)));
+    }
+    let ring = EventRing::new(&maps[MapId::Events as usize])?;
+    let executor = Executor::new(maps, pins.clone(), tick)?;
+    let hooks = Hooks::new(pins, pair, Box::new(move || Ok(again()?.0)), config.attach)?;
+    Ok(Datapath { executor, hooks, ring, report })
+}
+
+/// Loads the object with the pinned maps. The loader itself, which holds the kernel's type information, is dropped:
+/// descriptors of programs are all that is needed later, and each program holds its maps.
+fn load_programs(
+    pins: &Pins,
+    constants: &BTreeMap<&'static str, u32>,
+    object: &[u8],
+) -> Result<(Pair, Program)> {
+    let paths: Vec<_> = MapId::ALL.into_iter().map(|id| (id.spec().name, pins.map(id))).collect();
+    let mut loader = EbpfLoader::new();
+    for (name, path) in &paths {
+        loader.map_pin_path(name, path.as_path());
+    }
+    for (name, value) in constants {
+        loader.override_global(name, value, true);
+    }
+    let mut loaded = loader.load(object)?;
+    let mut take = |name: &'static str| {
+        let failed = |source| Error::Program { name, source: Box::new(source) };
+        let program: &mut SchedClassifier =
+            loaded.program_mut(name).and_then(|p| p.try_into().ok()).ok_or(Error::MissingProgram(name))?;
+        program.load().map_err(failed)?;
+        let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
+        Program::new(
+            fd.map_err(|source| Error::Map { action: "duplicate program", map: name, source })?,
+            name,
+        )
+    };
+    let pair = Pair { pod_in: take(IN_PROGRAM)?, pod_out: take(OUT_PROGRAM)? };
+    Ok((pair, take("tick")?))
+}
+
+/// Before Linux 5.11 maps are charged to this limit, which is 64 KiB by default. Where it can't be raised the
+/// creation of a map says so.
+fn raise_memory_limit() {
+    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the pointer is valid for the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) } != 0 {
+        tracing::debug!("the limit of locked memory stays: {}", std::io::Error::last_os_error());
+    }
+}
+
+/// Maps by their id.
+#[derive(Debug)]
+pub(super) struct Maps(Vec<Map>);
+
+impl Maps {
+    /// Takes the maps in the order of [`MapId::ALL`].
+    pub(super) fn new(maps: Vec<Map>) -> Self {
+        debug_assert_eq!(maps.len(), MapId::ALL.len());
+        Self(maps)
+    }
+}
+
+impl std::ops::Index<MapId> for Maps {
+    type Output = Map;
+
+    fn index(&self, id: MapId) -> &Map {
+        &self.0[id as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::OBJECT;
+    use super::*;
+
+    /// A map of the object whose shape differs from the table would be adopted all the same: nobody checks later.
+    #[test]
+    fn the_object_declares_every_map_as_the_table_says() {
+        let object = aya_obj::Object::parse(OBJECT).unwrap();
+        for id in MapId::ALL {
+            let spec = id.spec();
+            let map = object.maps.get(spec.name).unwrap_or_else(|| panic!("{} is missing", spec.name));
+            let shape = |m: &aya_obj::Map| (m.map_type(), m.key_size(), m.value_size(), m.map_flags());
+            let wanted = (spec.kind as u32, spec.key, spec.value, spec.flags);
+            assert_eq!(shape(map), wanted, "{}", spec.name);
+            assert_eq!(map.max_entries(), spec.entries, "{}", spec.name);
+            let inner = map.inner().map(|m| shape(&m));
+            let wanted = id.inner().map(|s| (s.kind as u32, s.key, s.value, s.flags));
+            assert_eq!(inner, wanted, "inner map of {}", spec.name);
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! TCX: links in an ordered chain at the hook, pinned, taken over by replacing the program behind them.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use aya_obj::generated::bpf_attach_type::{self, BPF_TCX_EGRESS, BPF_TCX_INGRESS};
+use policy_common::abi::Direction;
+
+use super::bpf::{self, Kind, ProgramId};
+use super::error::{Error, Result};
+use super::load::Program;
+use super::pins::{Pins, remove_file};
+
+/// The hook of a direction: towards the pod is what leaves by the host's end.
+pub(super) fn attach_type(direction: Direction) -> bpf_attach_type {
+    match direction {
+        Direction::Ingress => BPF_TCX_EGRESS,
+        Direction::Egress => BPF_TCX_INGRESS,
+    }
+}
+
+/// Whether the kernel has TCX.
+pub(super) fn supported() -> bool {
+    // Kernels that do not know the type say so before they look for the interface.
+    !matches!(bpf::query_tcx(1, BPF_TCX_INGRESS), Err(e) if e.kind() == io::ErrorKind::InvalidInput)
+}
+
+/// Programs of a hook in their order; none where there is no TCX or no such interface.
+pub(super) fn programs(ifindex: u32, direction: Direction) -> Result<Vec<ProgramId>> {
+    match bpf::query_tcx(ifindex, attach_type(direction)) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENODEV | libc::ENOENT)) => {
+            Ok(Vec::new())
+        }
+        other => other.map_err(Error::interface("list the TCX programs of", ifindex)),
+    }
+}
+
+/// The pinned link of a hook, if it is alive and still this interface's. A dead one's pin is removed.
+pub(super) fn pinned(pins: &Pins, ifindex: u32, direction: Direction) -> Result<Option<(OwnedFd, u32)>> {
+    let path = pins.link(ifindex, direction);
+    let Some(fd) = open(&path)? else { return Ok(None) };
+    let link = bpf::tcx_link(fd.as_fd()).map_err(|e| Error::path("look at", &path, e))?;
+    let Some(link) = link else { return Err(foreign(&path, "another kind of link")) };
+    if link.ifindex == ifindex && link.attach_type == attach_type(direction) as u32 {
+        return Ok(Some((fd, link.program)));
+    }
+    // Its interface is gone and the index was given to another one.
+    remove_file(&path)?;
+    Ok(None)
+}
+
+/// Puts the program behind the pinned link.
+pub(super) fn replace(link: &OwnedFd, ifindex: u32, program: &Program) -> Result<()> {
+    bpf::update_link(link.as_fd(), program.as_fd())
+        .map_err(Error::interface("take over the link of", ifindex))
+}
+
+/// Attaches a program that is not at the hook yet, first in order, and pins the link; an older link that is pinned
+/// there is detached afterwards.
+pub(super) fn attach(pins: &Pins, ifindex: u32, direction: Direction, program: &Program) -> Result<()> {
+    let path = pins.link(ifindex, direction);
+    let old = open(&path)?;
+    let link = bpf::attach_tcx(program.as_fd(), ifindex, attach_type(direction))
+        .map_err(Error::interface("attach to", ifindex))?;
+    // Under a name of its own first: a rename changes the pin in one step.
+    let fresh =
+        path.with_file_name(format!("{}-new", path.file_name().unwrap_or_default().to_string_lossy()));
+    remove_file(&fresh)?;
+    bpf::pin(link.as_fd(), &fresh).map_err(|e| Error::path("pin", &fresh, e))?;
+    fs::rename(&fresh, &path).map_err(|e| Error::path("rename", &fresh, e))?;
+    old.map_or(Ok(()), |old| detach_open(&old, ifindex))
+}
+
+/// Detaches the pinned link and removes its pin. True if there was one.
+pub(super) fn detach(pins: &Pins, ifindex: u32, direction: Direction) -> Result<bool> {
+    let path = pins.link(ifindex, direction);
+    let found = open(&path)?;
+    let had = found.is_some();
+    if let Some(link) = found {
+        detach_open(&link, ifindex)?;
+    }
+    remove_file(&path)?;
+    Ok(had)
+}
+
+fn detach_open(link: &OwnedFd, ifindex: u32) -> Result<()> {
+    match bpf::detach_link(link.as_fd()) {
+        // Its interface went first.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV | libc::ENOENT)) => Ok(()),
+        other => other.map_err(Error::interface("detach from", ifindex)),
+    }
+}
+
+fn open(path: &Path) -> Result<Option<OwnedFd>> {
+    match bpf::open_pin(path) {
+        Ok(fd) => match bpf::kind(fd.as_fd()).map_err(|e| Error::path("look at", path, e))? {
+            Kind::Link => Ok(Some(fd)),
+            Kind::Map => Err(foreign(path, "a map")),
+            Kind::Program => Err(foreign(path, "a program")),
+            Kind::Other => Err(foreign(path, "something unknown")),
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::path("open", path, e)),
+    }
+}
+
+fn foreign(path: &Path, found: &str) -> Error {
+    Error::ForeignPin { path: path.to_owned(), found: found.to_owned(), expected: "a TCX link".to_owned() }
+}
