@@ -1,0 +1,6 @@
+//! What the engine answers, seen from outside: objects in, verdicts and words out.
+
+mod cases;
+mod explain;
+mod never_wider;
+mod support;
