@@ -3,4 +3,5 @@
 pub mod backend;
 pub mod net;
 pub mod pkt;
+pub mod probe;
 pub mod scenario;

@@ -284,6 +284,8 @@ fn everything(like: IpAddr) -> IpNet {
 
 /// Addresses usable at once and no chatter on new links; earlier settings of this machine do not shine through.
 fn quiet_stack() -> Result<()> {
+    // Echo sockets for everybody, so that probes need no raw ones.
+    sysctl("ipv4/ping_group_range", "0 2147483647")?;
     for scope in ["all", "default"] {
         sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0")?;
         sysctl(&format!("ipv6/conf/{scope}/disable_ipv6"), "0")?;
