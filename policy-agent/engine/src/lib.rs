@@ -7,6 +7,8 @@
 //! The oracle and the compiler are two independent readings of the same model; tests hold them against each other.
 
 pub mod address;
+pub mod compile;
+pub mod desired;
 pub mod explain;
 pub mod limits;
 pub mod matrix;
@@ -14,8 +16,11 @@ pub mod mem;
 pub mod model;
 pub mod oracle;
 pub mod plan;
+pub mod planner;
 pub mod read;
+pub mod rule_ids;
 pub mod select;
+pub mod tables;
 pub mod verdict;
 mod words;
 pub mod world;

@@ -127,6 +127,11 @@ impl World {
         self.index.pods.get(&address).map(|pods| pods[0].clone())
     }
 
+    /// Every address of a live pod with the pod that has it, in order of address.
+    pub fn pod_addresses(&self) -> impl Iterator<Item = (IpAddr, &Arc<Pod>)> {
+        self.index.pods.iter().map(|(address, pods)| (*address, &pods[0]))
+    }
+
     /// Addresses that more than one live pod claims, with the claimants; the first one has the address.
     pub fn conflicts(&self) -> impl Iterator<Item = (IpAddr, &[Arc<Pod>])> {
         self.index.conflicts.iter().filter_map(|address| Some((*address, &**self.index.pods.get(address)?)))

@@ -13,6 +13,7 @@ use policy_common::judge::{PolicyMaps, classify, look_up};
 use crate::address;
 use crate::limits::Limits;
 use crate::plan::Op;
+use crate::tables::Dump;
 
 /// A write that would not be safe while packets run, or that refers to nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -168,9 +169,9 @@ impl MemTables {
         }
     }
 
-    /// Everything, as an agent that starts anew reads it back.
+    /// Everything, as an agent that starts anew reads it back; `number` is that of the last plan.
     #[must_use]
-    pub fn dump(&self) -> Dump {
+    pub fn dump(&self, number: u64) -> Dump {
         let word = |slot: u32| HostWord::unpack(self.words.get(&slot).copied().unwrap_or(0));
         let mut hosts: Vec<_> = self.hosts.iter().map(|(a, s)| (*a, *s, word(*s))).collect();
         hosts.sort_unstable_by_key(|h| h.0);
@@ -180,6 +181,7 @@ impl MemTables {
         let mut intervals: Vec<_> = self.intervals.iter().map(|(i, v)| (*i, Interval::unpack(*v))).collect();
         intervals.sort_unstable_by_key(|i| i.0);
         Dump {
+            number,
             hosts,
             prefixes,
             rows: self
@@ -374,23 +376,6 @@ impl MemTables {
         debug_assert_ne!(row, ROW_OPEN);
         self.rows.get(usize::from(row)).and_then(|r| r.cells.get(usize::from(class))).copied().unwrap_or(0)
     }
-}
-
-/// What an agent that starts anew reads back from the maps.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Dump {
-    /// Addresses with their slots and words.
-    pub hosts: Vec<(IpAddr, u32, HostWord)>,
-    /// Prefixes with their slots and words.
-    pub prefixes: Vec<(IpNet, u32, HostWord)>,
-    /// Cells of the rows that endpoints use, from class 0 on; cells beyond are 0.
-    pub rows: Vec<(u16, Vec<u16>)>,
-    /// Rule sets: at least those that these rows name.
-    pub sets: Vec<(u16, RuleSet)>,
-    /// Intervals: at least those of these rule sets.
-    pub intervals: Vec<(u32, Interval)>,
-    /// Endpoints with word 0.
-    pub endpoints: Vec<(u16, EndpointWord)>,
 }
 
 fn count(set: &RuleSet) -> usize {

@@ -1,0 +1,138 @@
+//! Which atoms name a pod: evaluated once for each distinct (namespace, labels), and never twice for one atom.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::atoms::{AtomId, Atoms, Scope};
+use crate::model::{Labels, Pod, Selector};
+use crate::world::World;
+
+/// Number of a group of pods with one namespace and equal labels.
+pub(crate) type GroupId = usize;
+
+/// Groups of pods.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Groups {
+    by_labels: HashMap<(Arc<str>, Labels), GroupId>,
+    /// Shortcut by the identity of the two allocations, which the value keeps alive.
+    by_identity: HashMap<(usize, usize), (Arc<str>, Labels, GroupId)>,
+    list: Vec<Group>,
+    namespaces: HashMap<Arc<str>, Namespace>,
+}
+
+#[derive(Clone, Debug)]
+struct Group {
+    namespace: Arc<str>,
+    labels: Labels,
+    /// Atoms that name the group's pods, sorted.
+    atoms: Vec<AtomId>,
+    /// Peers of the namespace that are evaluated.
+    evaluated: usize,
+    /// Version of the namespace's peers that they belong to.
+    version: u64,
+}
+
+/// Peers that look into a namespace.
+#[derive(Clone, Debug)]
+struct Namespace {
+    labels: Labels,
+    version: u64,
+    peers: Vec<(AtomId, Selector)>,
+    evaluated: usize,
+}
+
+impl Groups {
+    /// The group of a pod.
+    pub(crate) fn of(&mut self, pod: &Pod) -> GroupId {
+        let namespace = &pod.key.namespace;
+        let identity = (Arc::as_ptr(namespace).addr(), Arc::as_ptr(&pod.labels).addr());
+        if let Some((.., group)) = self.by_identity.get(&identity) {
+            return *group;
+        }
+        let next = self.list.len();
+        let key = (namespace.clone(), pod.labels.clone());
+        let group = *self.by_labels.entry(key).or_insert(next);
+        if group == next {
+            self.list.push(Group {
+                namespace: namespace.clone(),
+                labels: pod.labels.clone(),
+                atoms: Vec::new(),
+                evaluated: 0,
+                version: 0,
+            });
+        }
+        self.by_identity.insert(identity, (namespace.clone(), pod.labels.clone(), group));
+        group
+    }
+
+    /// Atoms that name the pods of a group, sorted; dead ones are among them.
+    pub(crate) fn atoms(&mut self, id: GroupId, atoms: &Atoms, world: &World) -> &[AtomId] {
+        let group = &mut self.list[id];
+        let namespace = self.namespaces.entry(group.namespace.clone()).or_insert_with(|| Namespace {
+            labels: world.namespace_labels(&group.namespace),
+            version: 0,
+            peers: Vec::new(),
+            evaluated: 0,
+        });
+        namespace.extend(&group.namespace, atoms);
+        if group.version != namespace.version {
+            group.version = namespace.version;
+            group.evaluated = 0;
+            group.atoms.clear();
+        }
+        let new = &namespace.peers[group.evaluated..];
+        if !new.is_empty() {
+            group.atoms.extend(new.iter().filter(|(_, s)| s.matches(&group.labels)).map(|(a, _)| *a));
+            group.atoms.sort_unstable();
+            group.atoms.dedup();
+            group.evaluated = namespace.peers.len();
+        }
+        &group.atoms
+    }
+
+    /// Takes over changed labels of namespaces. Returns whether there were any.
+    pub(crate) fn refresh(&mut self, world: &World) -> bool {
+        let mut changed = false;
+        for (name, namespace) in &mut self.namespaces {
+            let labels = world.namespace_labels(name);
+            if !Arc::ptr_eq(&labels, &namespace.labels) && labels != namespace.labels {
+                changed = true;
+                namespace.labels = labels;
+                namespace.version += 1;
+                namespace.peers.clear();
+                namespace.evaluated = 0;
+            }
+        }
+        changed
+    }
+
+    /// Drops shortcuts and groups when they are many more than the pods.
+    pub(crate) fn trim(&mut self, pods: usize) -> bool {
+        let many = 2 * pods + 1024;
+        if self.by_identity.len() > many {
+            self.by_identity.clear();
+        }
+        if self.list.len() > many {
+            *self = Self::default();
+            return true;
+        }
+        false
+    }
+}
+
+impl Namespace {
+    fn extend(&mut self, name: &Arc<str>, atoms: &Atoms) {
+        for (id, atom) in atoms.since(self.evaluated) {
+            for peer in &atom.pods {
+                let looks_here = match &peer.scope {
+                    Scope::Namespace(other) => other == name,
+                    Scope::Selector(selector) => selector.matches(&self.labels),
+                };
+                if looks_here {
+                    self.peers.push((id, peer.pods.clone()));
+                }
+            }
+        }
+        self.evaluated = atoms.len();
+    }
+}

@@ -1,0 +1,172 @@
+//! Classes of addresses: equal sets of atoms and equal numbers of the port names that egress rules use.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use policy_common::abi::host_flags;
+
+use super::atoms::{AtomId, Atoms};
+use super::blocks::Blocks;
+use super::groups::{GroupId, Groups};
+use super::policies::{PortName, Selection};
+use crate::desired::HostTarget;
+use crate::model::{ContainerPort, Pod};
+use crate::world::World;
+
+/// What makes addresses equal for all rules: the atoms that contain them, and numbers of port names; both sorted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Signature {
+    /// Atoms.
+    pub(crate) atoms: Vec<AtomId>,
+    /// Ports of the pod that egress rules which match it call by name.
+    pub(crate) names: Vec<ContainerPort>,
+}
+
+/// Classes. 0 is the empty signature.
+#[derive(Clone, Debug)]
+pub(crate) struct Classes {
+    /// Signature by class.
+    pub(crate) list: Vec<Arc<Signature>>,
+    ids: HashMap<Arc<Signature>, u32>,
+}
+
+impl Default for Classes {
+    fn default() -> Self {
+        let none = Arc::new(Signature::default());
+        Self { list: vec![none.clone()], ids: HashMap::from([(none, 0)]) }
+    }
+}
+
+impl Classes {
+    fn id(&mut self, signature: Signature) -> u32 {
+        if let Some(id) = self.ids.get(&signature) {
+            return *id;
+        }
+        let id = u32::try_from(self.list.len()).unwrap_or(u32::MAX);
+        let signature = Arc::new(signature);
+        self.list.push(signature.clone());
+        self.ids.insert(signature, id);
+        id
+    }
+}
+
+/// Class of each combination seen. Valid for one selection and one state of the namespaces.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Memo {
+    live: Vec<bool>,
+    names: BTreeSet<PortName>,
+    port_lists: HashMap<Vec<ContainerPort>, u32>,
+    classes: HashMap<(GroupId, u32, u32), u32>,
+    /// Class of the addresses that only blocks contain, by block signature.
+    of_blocks: Vec<u32>,
+}
+
+impl Memo {
+    /// For a new selection.
+    pub(crate) fn new(selection: &Selection, blocks: &Blocks, atoms: &Atoms, classes: &mut Classes) -> Self {
+        let mut live = vec![false; atoms.len()];
+        for id in &selection.live {
+            live[*id as usize] = true;
+        }
+        let names = selection.names.values().chain([&selection.names_of_all]).flatten().cloned().collect();
+        let of_blocks = blocks
+            .signatures
+            .iter()
+            .map(|atoms| classes.id(Signature { atoms: atoms.clone(), names: Vec::new() }))
+            .collect();
+        Self { live, names, of_blocks, ..Self::default() }
+    }
+
+    /// Class of the addresses for which a prefix of this block signature is the longest.
+    pub(crate) fn of_block(&self, signature: u32) -> u32 {
+        self.of_blocks[signature as usize]
+    }
+}
+
+/// Parts of the compiler that the walk over all addresses needs.
+pub(crate) struct Walk<'a> {
+    /// The world.
+    pub(crate) world: &'a World,
+    /// Atoms.
+    pub(crate) atoms: &'a Atoms,
+    /// Selection.
+    pub(crate) selection: &'a Selection,
+    /// Blocks.
+    pub(crate) blocks: &'a Blocks,
+    /// Groups.
+    pub(crate) groups: &'a mut Groups,
+    /// Classes.
+    pub(crate) classes: &'a mut Classes,
+    /// Memo.
+    pub(crate) memo: &'a mut Memo,
+}
+
+impl Walk<'_> {
+    /// Addresses that need a word: their class is not that of their longest prefix, or they are the node's own.
+    pub(crate) fn hosts(mut self) -> Vec<(IpAddr, HostTarget)> {
+        let world = self.world;
+        let mut hosts = Vec::new();
+        for (address, pod) in world.pod_addresses() {
+            if world.is_host_address(address) {
+                continue;
+            }
+            let block = self.blocks.at(address);
+            let class = self.class(pod, block);
+            if class != self.memo.of_block(block) {
+                hosts.push((address, HostTarget { class, flags: host_flags::POD }));
+            }
+        }
+        for address in world.host_addresses.iter() {
+            let class = self.memo.of_block(self.blocks.at(*address));
+            hosts.push((*address, HostTarget { class, flags: host_flags::OWN_NODE }));
+        }
+        hosts.sort_unstable_by_key(|h| h.0);
+        hosts
+    }
+
+    fn class(&mut self, pod: &Pod, block: u32) -> u32 {
+        let group = self.groups.of(pod);
+        let ports = self.port_list(pod);
+        if let Some(class) = self.memo.classes.get(&(group, block, ports)) {
+            return *class;
+        }
+        let named = self.groups.atoms(group, self.atoms, self.world);
+        let live = &self.memo.live;
+        let mut atoms: Vec<AtomId> =
+            named.iter().copied().filter(|a| live.get(*a as usize).copied().unwrap_or(false)).collect();
+        atoms.extend(&self.blocks.signatures[block as usize]);
+        atoms.sort_unstable();
+        atoms.dedup();
+        let names = if ports == 0 { Vec::new() } else { self.relevant(pod, &atoms) };
+        let class = self.classes.id(Signature { atoms, names });
+        self.memo.classes.insert((group, block, ports), class);
+        class
+    }
+
+    /// Number of the pod's list of ports that some egress rule calls by name; 0 is the empty list.
+    fn port_list(&mut self, pod: &Pod) -> u32 {
+        if self.memo.names.is_empty() || pod.ports.is_empty() {
+            return 0;
+        }
+        let names = &self.memo.names;
+        let used = |p: &&ContainerPort| names.iter().any(|(q, name)| *q == p.protocol && *name == p.name);
+        let list: Vec<ContainerPort> = pod.ports.iter().filter(used).cloned().collect();
+        if list.is_empty() {
+            return 0;
+        }
+        let next = u32::try_from(self.memo.port_lists.len() + 1).unwrap_or(u32::MAX);
+        *self.memo.port_lists.entry(list).or_insert(next)
+    }
+
+    /// Ports that rules which match these atoms call by name.
+    fn relevant(&self, pod: &Pod, atoms: &[AtomId]) -> Vec<ContainerPort> {
+        let mut names: BTreeSet<&PortName> = self.selection.names_of_all.iter().collect();
+        names.extend(atoms.iter().filter_map(|a| self.selection.names.get(a)).flatten());
+        let called = |p: &&ContainerPort| names.iter().any(|(q, name)| *q == p.protocol && *name == p.name);
+        let mut ports: Vec<ContainerPort> = pod.ports.iter().filter(called).cloned().collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+}

@@ -1,0 +1,163 @@
+//! Compiles the world to tables: atoms, classes, rows, rule sets.
+//!
+//! ```text
+//! policies, local pods -> Selection (rows, atoms) -> Blocks (atoms of each prefix)
+//! pods, namespaces     -> Groups (atoms of each label set)  -> Classes of addresses -> cells of each row
+//! ```
+//! Nothing here knows what the kernel holds; every stage is kept as long as its inputs are the same objects.
+
+mod atoms;
+mod blocks;
+mod groups;
+mod hosts;
+mod policies;
+mod rows;
+mod sets;
+mod share;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use imbl::OrdMap;
+
+use self::atoms::Atoms;
+use self::blocks::Blocks;
+use self::groups::Groups;
+use self::hosts::{Classes, Memo, Walk};
+use self::policies::{Policies, Selection};
+use self::rows::{Cells, Sets};
+pub use self::share::Share;
+use crate::desired::{Desired, DesiredRow, Endpoint};
+use crate::limits::Limits;
+use crate::model::{ObjectKey, Pod, Policy};
+use crate::rule_ids::RuleIds;
+use crate::world::World;
+
+/// Atoms that nothing names any more may be this many, and half of all, before everything is evaluated afresh.
+const DEAD_ATOMS: usize = 1024;
+
+/// The compiler with what it remembers of the last world.
+#[derive(Clone, Debug, Default)]
+pub struct Compiler {
+    limits: Limits,
+    inputs: Option<Inputs>,
+    atoms: Atoms,
+    policies: Policies,
+    groups: Groups,
+    selection: Arc<Selection>,
+    blocks: Blocks,
+    classes: Classes,
+    memo: Memo,
+    sets: Sets,
+    cells: Vec<Cells>,
+    closed: BTreeSet<Arc<str>>,
+}
+
+/// What the selection was made from.
+#[derive(Clone, Debug)]
+struct Inputs {
+    policies: OrdMap<ObjectKey, Arc<Policy>>,
+    endpoints: Vec<Endpoint>,
+    closed: BTreeSet<Arc<str>>,
+    pods: Vec<Option<Arc<Pod>>>,
+}
+
+impl Compiler {
+    /// A compiler for tables of these sizes.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    /// Namespaces whose endpoints are closed in the directions in which policies isolate them.
+    pub fn close(&mut self, namespaces: BTreeSet<Arc<str>>) {
+        self.closed = namespaces;
+    }
+
+    /// Compiles the world for these endpoints. Equal worlds give equal tables, whatever was compiled before, up to the
+    /// numbers of classes and rule sets.
+    pub fn compile(&mut self, world: &World, endpoints: &[Endpoint], ids: &mut RuleIds) -> Desired {
+        let renamed = self.groups.refresh(world) | self.groups.trim(world.pods.len());
+        if self.atoms.len() > DEAD_ATOMS + 2 * self.selection.live.len() {
+            *self = Self { closed: std::mem::take(&mut self.closed), ..Self::new(self.limits) };
+        }
+        let inputs = Inputs::of(world, endpoints, &self.closed);
+        if self.inputs.as_ref() != Some(&inputs) {
+            self.selection =
+                Arc::new(self.policies.select(world, &inputs.endpoints, &self.closed, &mut self.atoms, ids));
+            self.blocks = Blocks::new(&self.atoms, &self.selection.live);
+            self.inputs = Some(inputs);
+            self.restart_classes();
+        } else if renamed || self.classes.list.len() > 2 * self.limits.classes as usize {
+            self.restart_classes();
+        }
+        let hosts = Walk {
+            world,
+            atoms: &self.atoms,
+            selection: &self.selection,
+            blocks: &self.blocks,
+            groups: &mut self.groups,
+            classes: &mut self.classes,
+            memo: &mut self.memo,
+        }
+        .hosts();
+        let mut desired = Desired { hosts, ..Desired::default() };
+        self.fill(&mut desired);
+        desired
+    }
+
+    /// What each namespace's policies take of the shared tables in the world last compiled.
+    #[must_use]
+    pub fn shares(&self, desired: &Desired) -> BTreeMap<Arc<str>, Share> {
+        share::shares(desired, &self.selection, &self.classes)
+    }
+
+    fn restart_classes(&mut self) {
+        self.classes = Classes::default();
+        self.memo = Memo::new(&self.selection, &self.blocks, &self.atoms, &mut self.classes);
+        self.sets = Sets::default();
+        self.cells = vec![Cells::default(); self.selection.rows.len()];
+    }
+
+    fn fill(&mut self, desired: &mut Desired) {
+        let limit = self.limits.intervals_per_set;
+        desired.intervals_per_set = limit;
+        for (row, cells) in self.selection.rows.iter().zip(&mut self.cells) {
+            cells.extend(row, &self.classes, &mut self.sets, limit);
+            if let Some(needed) = cells.oversized {
+                desired.oversized.push((row.spec.namespace(), needed));
+            }
+            desired.rows.push(DesiredRow { spec: row.spec.clone(), cells: cells.cells.clone() });
+        }
+        desired.prefixes =
+            self.blocks.prefixes.iter().map(|(prefix, s)| (*prefix, self.memo.of_block(*s))).collect();
+        desired.sets.clone_from(&self.sets.list);
+        desired.endpoints.clone_from(&self.selection.endpoints);
+        desired.classes = u32::try_from(self.classes.list.len()).unwrap_or(u32::MAX);
+    }
+}
+
+impl Inputs {
+    fn of(world: &World, endpoints: &[Endpoint], closed: &BTreeSet<Arc<str>>) -> Self {
+        Self {
+            policies: world.policies.clone(),
+            endpoints: endpoints.to_vec(),
+            closed: closed.clone(),
+            pods: endpoints.iter().map(|e| world.pods.get(&e.pod).cloned()).collect(),
+        }
+    }
+}
+
+impl PartialEq for Inputs {
+    fn eq(&self, other: &Self) -> bool {
+        let same = |a: &Option<Arc<Pod>>, b: &Option<Arc<Pod>>| match (a, b) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        self.policies.ptr_eq(&other.policies)
+            && self.endpoints == other.endpoints
+            && self.closed == other.closed
+            && self.pods.iter().zip(&other.pods).all(|(a, b)| same(a, b))
+    }
+}

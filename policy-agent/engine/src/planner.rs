@@ -1,0 +1,204 @@
+//! World in, plan out: compiles, plans, and holds back the namespaces whose policies do not fit.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use imbl::OrdMap;
+
+use crate::compile::{Compiler, Share};
+use crate::desired::{Desired, Endpoint};
+use crate::limits::Limits;
+use crate::model::{ObjectKey, Policy};
+use crate::plan::Plan;
+use crate::rule_ids::RuleIds;
+use crate::tables::{PlanError, Table, Tables};
+use crate::world::World;
+
+/// What happens to the policies of a namespace that do not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Held {
+    /// Policies keep their last version that was installed; those without one isolate and their rules match nothing.
+    LastGood,
+    /// All policies isolate and their rules match nothing.
+    Closed,
+}
+
+/// A namespace whose policies do not fit, and what is enforced instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// What is enforced instead.
+    pub held: Held,
+    /// Table that was too small.
+    pub table: Table,
+    /// Entries needed.
+    pub needed: u64,
+    /// Entries there can be.
+    pub limit: u64,
+    /// Hooked pods of the namespace.
+    pub endpoints: Vec<ObjectKey>,
+}
+
+/// Result of [`Planner::plan`].
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// Writes; empty if there is nothing to do or [`Planned::busy`].
+    pub plan: Plan,
+    /// Namespaces held back. Plan again after the next [`Planner::collect`]: there may be room then.
+    pub refusals: Vec<Refusal>,
+    /// Entries in quarantine are needed: nothing was planned. Collect after the grace period, then plan again.
+    pub busy: Option<Table>,
+}
+
+/// Compiler, tables and what was last installed.
+#[derive(Clone, Debug)]
+pub struct Planner {
+    compiler: Compiler,
+    /// The tables.
+    pub tables: Tables,
+    /// Numbers of rules; saved across restarts.
+    pub rules: RuleIds,
+    installed: OrdMap<ObjectKey, Arc<Policy>>,
+    world: World,
+}
+
+impl Planner {
+    /// Starts with these tables (new, or read back) and numbers of rules.
+    #[must_use]
+    pub fn new(limits: Limits, tables: Tables, rules: RuleIds) -> Self {
+        Self {
+            compiler: Compiler::new(limits),
+            tables,
+            rules,
+            installed: OrdMap::new(),
+            world: World::default(),
+        }
+    }
+
+    /// Plans the writes that make the tables say what the world says of these endpoints, and takes them as done.
+    pub fn plan(&mut self, world: &World, endpoints: &[Endpoint]) -> Planned {
+        let mut held: BTreeMap<Arc<str>, Refusal> = BTreeMap::new();
+        loop {
+            let effective = self.effective(world, &held);
+            let closed = held.values().filter(|r| r.held == Held::Closed).map(|r| r.namespace.clone());
+            self.compiler.close(closed.collect());
+            let desired = self.compiler.compile(&effective, endpoints, &mut self.rules);
+            let error = match oversized(&desired) {
+                Some((namespace, error)) => Err((Some(namespace), error)),
+                None => self.tables.plan(&desired).map_err(|error| (None, error)),
+            };
+            match error {
+                Ok(plan) => {
+                    self.installed = effective.policies.clone();
+                    self.world = world.clone();
+                    return Planned { plan, refusals: held.into_values().collect(), busy: None };
+                }
+                Err((_, PlanError::Busy(table))) => return self.nothing(held, Some(table)),
+                Err((namespace, PlanError::Full { table, needed, limit })) => {
+                    let shares = self.compiler.shares(&desired);
+                    let Some((namespace, level)) = victim(&shares, &held, namespace, table) else {
+                        // Nothing of this is due to policies; the tables stay as they are.
+                        return self.nothing(held, Some(table));
+                    };
+                    let endpoints = endpoints
+                        .iter()
+                        .map(|e| &e.pod)
+                        .filter(|p| p.namespace == namespace)
+                        .cloned()
+                        .collect();
+                    let refusal = Refusal {
+                        namespace: namespace.clone(),
+                        held: level,
+                        table,
+                        needed,
+                        limit,
+                        endpoints,
+                    };
+                    held.insert(namespace, refusal);
+                }
+            }
+        }
+    }
+
+    /// Cleans up behind plans whose grace period is over. See [`Tables::collect`].
+    pub fn collect(&mut self, grace: u64) -> Plan {
+        self.tables.collect(grace)
+    }
+
+    /// The world that was planned last.
+    #[must_use]
+    pub const fn world(&self) -> &World {
+        &self.world
+    }
+
+    fn nothing(&self, held: BTreeMap<Arc<str>, Refusal>, busy: Option<Table>) -> Planned {
+        let plan = Plan { number: self.tables.number(), ops: Vec::new() };
+        Planned { plan, refusals: held.into_values().collect(), busy }
+    }
+
+    /// The world with the policies of held namespaces replaced.
+    fn effective(&self, world: &World, held: &BTreeMap<Arc<str>, Refusal>) -> World {
+        let mut effective = world.clone();
+        for (namespace, refusal) in held {
+            let policies: Vec<_> = world.policies_of(namespace).cloned().collect();
+            if refusal.held == Held::Closed {
+                continue;
+            }
+            for policy in policies {
+                let installed = self.installed.get(&policy.key).filter(|old| old.uid == policy.uid);
+                let replacement = installed.cloned().unwrap_or_else(|| Arc::new(isolating(&policy)));
+                effective.policies.insert(policy.key.clone(), replacement);
+            }
+        }
+        effective
+    }
+}
+
+/// The policy without its rules.
+fn isolating(policy: &Policy) -> Policy {
+    Policy {
+        ingress: policy.ingress.as_ref().map(|_| Vec::new()),
+        egress: policy.egress.as_ref().map(|_| Vec::new()),
+        ..policy.clone()
+    }
+}
+
+fn oversized(desired: &Desired) -> Option<(Arc<str>, PlanError)> {
+    let (namespace, needed) = desired.oversized.first()?;
+    let (needed, limit) = (u64::from(*needed), u64::from(desired.intervals_per_set));
+    Some((namespace.clone(), PlanError::Full { table: Table::IntervalsPerSet, needed, limit }))
+}
+
+/// The namespace to hold back (further): the one that takes most of the table.
+fn victim(
+    shares: &BTreeMap<Arc<str>, Share>,
+    held: &BTreeMap<Arc<str>, Refusal>,
+    named: Option<Arc<str>>,
+    table: Table,
+) -> Option<(Arc<str>, Held)> {
+    let next = |namespace: &Arc<str>| match held.get(namespace).map(|r| r.held) {
+        None => Some(Held::LastGood),
+        Some(Held::LastGood) => Some(Held::Closed),
+        Some(Held::Closed) => None,
+    };
+    if let Some(namespace) = named {
+        let level = next(&namespace)?;
+        return Some((namespace, level));
+    }
+    let taken = |share: &Share| match table {
+        Table::Rows => share.rows,
+        Table::Classes => share.classes,
+        Table::Hosts => share.hosts,
+        Table::Prefixes => share.prefixes,
+        Table::HostWords => share.hosts + share.prefixes,
+        Table::RuleSets => share.rule_sets,
+        Table::Intervals | Table::IntervalsPerSet => share.intervals,
+    };
+    let candidates: BTreeSet<_> = shares
+        .iter()
+        .filter_map(|(namespace, share)| Some((taken(share), next(namespace)?, namespace)))
+        .filter(|(taken, ..)| *taken > 0)
+        .collect();
+    candidates.last().map(|(_, level, namespace)| (Arc::clone(namespace), *level))
+}
