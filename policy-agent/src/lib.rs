@@ -4,5 +4,6 @@ pub mod api;
 pub mod datapath;
 pub mod events;
 pub mod netlink;
+pub mod preflight;
 pub mod proto;
 pub mod source;

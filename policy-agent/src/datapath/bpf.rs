@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use aya_obj::generated::{
-    BPF_F_BEFORE, bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_link_type, bpf_map_info,
+    BPF_F_BEFORE, bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type, bpf_map_info,
     bpf_prog_info, bpf_prog_type,
 };
 
@@ -236,8 +236,16 @@ fn text(name: &[std::ffi::c_char]) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Loads a tc program of a few instructions, for probes and measurements.
-pub fn load_tc(name: &str, instructions: &[bpf_insn]) -> io::Result<OwnedFd> {
+/// An instruction as the kernel reads it; `registers` is {destination 4, source 4} from the low bits up.
+#[must_use]
+pub const fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -> u64 {
+    let [o0, o1] = offset.to_ne_bytes();
+    let [i0, i1, i2, i3] = immediate.to_ne_bytes();
+    u64::from_ne_bytes([code, registers, o0, o1, i0, i1, i2, i3])
+}
+
+/// Loads a tc program of a few instructions, for probes and tests.
+pub fn load_tc(name: &str, instructions: &[u64]) -> io::Result<OwnedFd> {
     let mut attr = attr();
     // SAFETY: all parts of the union are plain integers.
     let program = unsafe { &mut attr.__bindgen_anon_3 };

@@ -21,8 +21,9 @@ pub(super) fn attach_type(direction: Direction) -> bpf_attach_type {
     }
 }
 
-/// Whether the kernel has TCX.
-pub(super) fn supported() -> bool {
+/// Whether the kernel has TCX (Linux 6.6).
+#[must_use]
+pub fn supported() -> bool {
     // Kernels that do not know the type say so before they look for the interface.
     !matches!(bpf::query_tcx(1, BPF_TCX_INGRESS), Err(e) if e.kind() == io::ErrorKind::InvalidInput)
 }

@@ -1,0 +1,278 @@
+//! What must be true before anything is changed, each failure with its name and what to do about it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+
+use aya_obj::generated::bpf_map_type::{self, BPF_MAP_TYPE_ARRAY_OF_MAPS};
+
+use crate::datapath::spec::MapId;
+use crate::datapath::{self, Pins, bpf};
+
+/// The oldest kernel that the programs are made for.
+const OLDEST_KERNEL: (u32, u32) = (5, 10);
+const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
+
+/// Exit code of an agent that finds another one running.
+pub const EXIT_ALREADY_RUNNING: u8 = 3;
+/// Exit code when something that is needed is missing.
+pub const EXIT_MISSING: u8 = 4;
+
+/// Capabilities by their number.
+const CAPABILITIES: [(u32, &str); 4] =
+    [(11, "CAP_NET_BROADCAST"), (12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"), (39, "CAP_BPF")];
+
+/// Something that the agent needs is missing. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The process may not do what it must.
+    #[error("missing capabilities: {}", .0.join(", "))]
+    Capabilities(Vec<&'static str>),
+    /// The kernel is too old.
+    #[error("Linux {0} is older than {oldest}", oldest = format_args!("{}.{}", OLDEST_KERNEL.0, OLDEST_KERNEL.1))]
+    Kernel(String),
+    /// The kernel does not describe its types.
+    #[error("the kernel has no type information ({KERNEL_TYPES})")]
+    KernelTypes,
+    /// The pin directory can't be used.
+    #[error(transparent)]
+    Pins(#[from] datapath::Error),
+    /// The kernel refuses something that the datapath is made of.
+    #[error("the kernel refuses {what}")]
+    Refused {
+        /// What was tried.
+        what: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Another agent runs on this node.
+    #[error("another policy-agent is running{}", .holder.as_ref().map(|pid| format!(" (process {pid})")).unwrap_or_default())]
+    AlreadyRunning {
+        /// The lock.
+        lock: PathBuf,
+        /// The process that holds it, if it said so.
+        holder: Option<u32>,
+    },
+    /// The state directory can't be used.
+    #[error("use the state directory: {}", .path.display())]
+    State {
+        /// The directory or the lock in it.
+        path: PathBuf,
+        /// The answer.
+        source: io::Error,
+    },
+    /// A fact about the system can't be read.
+    #[error("read {path}")]
+    Unreadable {
+        /// Where it stands.
+        path: &'static str,
+        /// The answer.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// What the user can do about it, as one line.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Capabilities(_) => Some("run as root".to_owned()),
+            Self::Kernel(_) => Some("boot a newer kernel".to_owned()),
+            Self::KernelTypes => Some("boot a kernel with CONFIG_DEBUG_INFO_BTF=y".to_owned()),
+            Self::Pins(e) => e.hint(),
+            Self::Refused { source, .. } => Some(match source.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "run as root; in a container also unconfined by seccomp and in the host's user namespace"
+                        .to_owned()
+                }
+                _ => "boot a kernel with CONFIG_BPF_SYSCALL=y and CONFIG_NET_CLS_BPF=y".to_owned(),
+            }),
+            Self::AlreadyRunning { lock, holder } => Some(match holder {
+                Some(pid) => format!("stop process {pid} first, or give this agent a --state-dir of its own"),
+                None => format!("fuser {}", lock.display()),
+            }),
+            Self::State { .. } => Some("give a writable directory with --state-dir".to_owned()),
+            Self::Unreadable { .. } => Some("mount /proc and /sys".to_owned()),
+        }
+    }
+
+    /// Exit code of the agent.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::AlreadyRunning { .. } => EXIT_ALREADY_RUNNING,
+            Self::Capabilities(_)
+            | Self::Kernel(_)
+            | Self::KernelTypes
+            | Self::Pins(_)
+            | Self::Refused { .. }
+            | Self::State { .. }
+            | Self::Unreadable { .. } => EXIT_MISSING,
+        }
+    }
+}
+
+/// What the system is like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Release of the kernel, as it names itself.
+    pub kernel: String,
+    /// Whether it has TCX.
+    pub tcx: bool,
+}
+
+/// Looks whether the datapath can work here. Changes nothing.
+///
+/// # Errors
+/// The first that is missing.
+pub fn check(bpffs: &Path) -> Result<Facts, Error> {
+    capabilities()?;
+    let kernel = kernel()?;
+    if !Path::new(KERNEL_TYPES).exists() {
+        return Err(Error::KernelTypes);
+    }
+    Pins::new(bpffs).check()?;
+    maps()?;
+    programs()?;
+    Ok(Facts { kernel, tcx: datapath::tcx_supported() })
+}
+
+/// One agent per node: held as long as the value lives.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes the lock in the state directory, which is made if it is not there.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyRunning`] when another process holds it.
+    pub fn take(state_dir: &Path) -> Result<Self, Error> {
+        let path = state_dir.join("lock");
+        let failed = |source| Error::State { path: path.clone(), source };
+        std::fs::create_dir_all(state_dir).map_err(failed)?;
+        // Not truncated: until the lock is ours the text in it is the holder's.
+        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = options.map_err(failed)?;
+        // SAFETY: an open descriptor and flags.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+            let e = io::Error::last_os_error();
+            if e.kind() != io::ErrorKind::WouldBlock {
+                return Err(failed(e));
+            }
+            let mut holder = String::new();
+            file.read_to_string(&mut holder).map_err(failed)?;
+            return Err(Error::AlreadyRunning { lock: path, holder: holder.trim().parse().ok() });
+        }
+        let write = |file: &mut File| {
+            file.set_len(0)?;
+            file.rewind()?;
+            writeln!(file, "{}", std::process::id())
+        };
+        write(&mut file).map_err(failed)?;
+        Ok(Self { _file: file })
+    }
+}
+
+fn capabilities() -> Result<(), Error> {
+    const PATH: &str = "/proc/self/status";
+    let status = std::fs::read_to_string(PATH).map_err(|source| Error::Unreadable { path: PATH, source })?;
+    let missing = missing_capabilities(&status)
+        .ok_or_else(|| Error::Unreadable { path: PATH, source: io::Error::other("it has no line CapEff") })?;
+    if missing.is_empty() { Ok(()) } else { Err(Error::Capabilities(missing)) }
+}
+
+fn missing_capabilities(status: &str) -> Option<Vec<&'static str>> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let effective = u64::from_str_radix(line.trim(), 16).ok()?;
+    let has = |number: &u32| effective & 1 << number != 0;
+    Some(CAPABILITIES.iter().filter(|(number, _)| !has(number)).map(|(_, name)| *name).collect())
+}
+
+fn kernel() -> Result<String, Error> {
+    const PATH: &str = "/proc/sys/kernel/osrelease";
+    let release = std::fs::read_to_string(PATH).map_err(|source| Error::Unreadable { path: PATH, source })?;
+    let release = release.trim().to_owned();
+    // A release that can't be read is no reason to refuse: the programs are tried in any case.
+    match version(&release) {
+        Some(version) if version < OLDEST_KERNEL => Err(Error::Kernel(release)),
+        _ => Ok(release),
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+/// One small map of each type that the datapath has, made and dropped.
+fn maps() -> Result<(), Error> {
+    let mut tried: Vec<bpf_map_type> = Vec::new();
+    for id in MapId::ALL {
+        let spec = id.spec();
+        if tried.contains(&spec.kind) {
+            continue;
+        }
+        tried.push(spec.kind);
+        let entries = if spec.key == 0 { 65_536 } else { 1 }; // bytes of a ring: a multiple of every page size
+        let refused = |source| Error::Refused { what: format!("maps of type {:?}", spec.kind), source };
+        let inner = id.inner().filter(|_| spec.kind == BPF_MAP_TYPE_ARRAY_OF_MAPS);
+        let inner = inner.map(|inner| bpf::create_map(&inner, 1, None)).transpose().map_err(refused)?;
+        bpf::create_map(&spec, entries, inner.as_ref().map(AsFd::as_fd)).map_err(refused)?;
+    }
+    Ok(())
+}
+
+/// A tc program that does nothing: `r0 = -1; exit`.
+fn programs() -> Result<(), Error> {
+    let refused = |source| Error::Refused { what: "tc programs".to_owned(), source };
+    bpf::load_tc("policy_probe", &[bpf::instruction(0xb7, 0, 0, -1), bpf::instruction(0x95, 0, 0, 0)])
+        .map(drop)
+        .map_err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_told_by_name() {
+        let status = |set: u64| format!("Name:\tx\nCapInh:\t0000000000000000\nCapEff:\t{set:016x}\n");
+        assert_eq!(missing_capabilities(&status(u64::MAX >> 23)), Some(vec![]));
+        let without = u64::MAX & !(1 << 12) & !(1 << 39);
+        assert_eq!(missing_capabilities(&status(without)), Some(vec!["CAP_NET_ADMIN", "CAP_BPF"]));
+        assert_eq!(missing_capabilities("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn kernels_are_compared_by_number() {
+        assert_eq!(version("6.12.117+deb13-amd64"), Some((6, 12)));
+        assert_eq!(version("5.4.0-150-generic"), Some((5, 4)));
+        assert!(version("5.9.1").unwrap() < OLDEST_KERNEL && version("5.10.0").unwrap() >= OLDEST_KERNEL);
+        assert_eq!(version("next"), None);
+    }
+
+    #[test]
+    fn a_second_agent_is_told_who_holds_the_lock() {
+        let state = tempfile::tempdir().unwrap();
+        let first = Lock::take(&state.path().join("new")).unwrap();
+        let second = Lock::take(&state.path().join("new")).unwrap_err();
+        assert_eq!(second.exit_code(), EXIT_ALREADY_RUNNING);
+        assert_eq!(
+            second.to_string(),
+            format!("another policy-agent is running (process {})", std::process::id())
+        );
+        drop(first);
+        Lock::take(&state.path().join("new")).unwrap();
+    }
+
+    #[test]
+    fn a_directory_elsewhere_is_no_place_for_pins() {
+        let elsewhere = tempfile::tempdir().unwrap();
+        let e = Pins::new(&elsewhere.path().join("pins")).check().unwrap_err();
+        assert_eq!(e.hint().as_deref(), Some("mount -t bpf bpf /sys/fs/bpf"));
+        assert!(!elsewhere.path().join("pins").exists(), "nothing was made");
+    }
+}
