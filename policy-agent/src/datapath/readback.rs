@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
 use ipnet::IpNet;
-use policy_common::abi::{EndpointWord, HostWord, ROW_CLOSED, RuleSet, limits};
-use policy_engine::mem::tables::Dump;
+use policy_common::abi::{EndpointWord, HostWord, ROW_CLOSED, RuleSet, limits, meta_words};
+use policy_engine::tables::Dump;
 
 use super::error::Result;
 use super::executor::{Executor, interval_of, rule_set_of};
@@ -36,7 +36,15 @@ impl Executor {
         let indexes: BTreeSet<u32> = sets.iter().flat_map(|(_, set)| interval_range(set)).collect();
         let read = |index| Ok((index, interval_of(self.intervals.load(index, 0)?)));
         let intervals = indexes.into_iter().map(read).collect::<Result<_>>()?;
-        Ok(Dump { hosts: self.hosts()?, prefixes: self.prefixes()?, rows, sets, intervals, endpoints })
+        Ok(Dump {
+            number: self.meta(meta_words::PLAN)?,
+            hosts: self.hosts()?,
+            prefixes: self.prefixes()?,
+            rows,
+            sets,
+            intervals,
+            endpoints,
+        })
     }
 
     fn hosts(&self) -> Result<Vec<(IpAddr, u32, HostWord)>> {
