@@ -1,6 +1,7 @@
 //! The agent: everything with I/O.
 
 pub mod api;
+pub mod ctl;
 pub mod datapath;
 pub mod events;
 pub mod netlink;

@@ -1,0 +1,3 @@
+//! `policyctl`: the agent's command line client.
+
+pub mod client;
