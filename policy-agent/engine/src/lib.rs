@@ -21,6 +21,8 @@ pub mod read;
 pub mod rule_ids;
 pub mod select;
 pub mod tables;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod verdict;
 mod words;
 pub mod world;

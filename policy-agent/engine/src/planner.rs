@@ -90,7 +90,13 @@ impl Planner {
             };
             match error {
                 Ok(plan) => {
-                    self.installed = effective.policies.clone();
+                    self.installed = effective.policies;
+                    // Nothing of a closed namespace is installed, so nothing of it is a last good version.
+                    for refusal in held.values().filter(|r| r.held == Held::Closed) {
+                        for policy in world.policies_of(&refusal.namespace) {
+                            self.installed.remove(&policy.key);
+                        }
+                    }
                     self.world = world.clone();
                     return Planned { plan, refusals: held.into_values().collect(), busy: None };
                 }

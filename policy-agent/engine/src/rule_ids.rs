@@ -60,6 +60,12 @@ impl RuleIds {
         Some(id)
     }
 
+    /// Number of a rule that has one.
+    #[must_use]
+    pub fn find(&self, key: &RuleKey) -> Option<u32> {
+        self.ids.get(key).copied()
+    }
+
     /// The rule of a number, also while it is retired.
     #[must_use]
     pub fn rule(&self, id: u32) -> Option<&RuleRef> {

@@ -30,8 +30,8 @@ pub struct Dump {
 }
 
 impl Tables {
-    /// Tables that hold what was read back. Entries that nothing refers to are in quarantine: programs of the earlier
-    /// agent may still be using them.
+    /// Tables that hold what was read back. What nothing refers to is free at once: read the maps a grace period after
+    /// the earlier agent's last write.
     #[must_use]
     pub fn adopt(limits: Limits, dump: &Dump) -> Self {
         let mut tables = Self::new(limits);

@@ -1,0 +1,271 @@
+//! A simulated node: endpoints come and go, plans are written to tables in memory, and every write is checked.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use policy_common::abi::{Direction, EndpointWord, Outcome, ROW_CLOSED, host_flags};
+
+use super::samples::{Expected, Sample, expected};
+use crate::desired::Endpoint;
+use crate::limits::Limits;
+use crate::mem::tables::MemTables;
+use crate::model::ObjectKey;
+use crate::plan::{Op, Plan};
+use crate::planner::{Planned, Planner};
+use crate::rule_ids::RuleIds;
+use crate::tables::{Dump, Tables};
+use crate::world::World;
+
+/// The node.
+#[derive(Clone, Debug)]
+pub struct SimNode {
+    /// The agent's half.
+    pub planner: Planner,
+    /// The kernel's half.
+    pub kernel: MemTables,
+    /// Hooked pods.
+    pub endpoints: Vec<Endpoint>,
+    /// Plans up to this number are collected.
+    pub grace: u64,
+    limits: Limits,
+    next_id: u32,
+    /// Number -> plan that took its last reference, by kind of number.
+    lost: BTreeMap<(Kind, u32), u64>,
+}
+
+/// Numbers that must not be reused early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Row,
+    Set,
+    Class,
+    Slot,
+}
+
+impl SimNode {
+    /// A node with empty tables.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            planner: Planner::new(limits, Tables::new(limits), RuleIds::default()),
+            kernel: MemTables::new(limits),
+            endpoints: Vec::new(),
+            grace: 0,
+            limits,
+            next_id: 1,
+            lost: BTreeMap::new(),
+        }
+    }
+
+    /// Hooks new local pods; gives up pods that are gone. Returns slots given up: they stay until [`SimNode::unhook`].
+    ///
+    /// # Errors
+    /// A write that the kernel refuses.
+    pub fn discover(&mut self, world: &World) -> Result<Vec<u16>, String> {
+        let gone = |e: &Endpoint| {
+            world.pods.get(&e.pod).is_none_or(|p| p.node.as_deref() != Some(&*world.node_name))
+        };
+        let given_up = self.endpoints.iter().filter(|e| gone(e)).map(|e| e.slot).collect();
+        self.endpoints.retain(|e| !gone(e));
+        let hooked: BTreeSet<ObjectKey> = self.endpoints.iter().map(|e| e.pod.clone()).collect();
+        let new: Vec<ObjectKey> =
+            world.local_pods().map(|p| p.key.clone()).filter(|key| !hooked.contains(key)).collect();
+        for pod in new {
+            let free = (1..).find(|s| self.kernel.endpoint(*s).is_none()).unwrap_or(u16::MAX);
+            self.write(&Op::Endpoint { slot: free, word: Tables::new_endpoint_word() })?;
+            self.endpoints.push(Endpoint { slot: free, id: self.next_id, pod });
+            self.next_id += 1;
+        }
+        Ok(given_up)
+    }
+
+    /// Takes the programs off an interface whose pod is gone.
+    pub fn unhook(&mut self, slot: u16) {
+        let before = self.references();
+        self.kernel.forget_endpoint(slot);
+        let number = self.planner.tables.forget_endpoint(slot);
+        self.note_losses(&before, number);
+    }
+
+    /// Plans for a world, writes, and checks the samples after every write.
+    ///
+    /// # Errors
+    /// A write that the kernel refuses, a number used too early, a verdict of neither world.
+    pub fn update(&mut self, world: &World, samples: &[Sample]) -> Result<Planned, String> {
+        let planned = self.planner.plan(world, &self.endpoints);
+        if planned.busy.is_none() {
+            self.carry_out(&planned.plan, samples)?;
+        }
+        Ok(planned)
+    }
+
+    /// Lets the grace period of all plans so far pass and cleans up; no verdict may change.
+    ///
+    /// # Errors
+    /// As [`SimNode::update`].
+    pub fn collect(&mut self, samples: &[Sample]) -> Result<Plan, String> {
+        self.grace = self.planner.tables.number();
+        let plan = self.planner.collect(self.grace);
+        let before: Vec<_> = samples.iter().map(|s| self.verdict(s)).collect();
+        self.carry_out(&plan, samples)?;
+        for (sample, before) in samples.iter().zip(before) {
+            if self.verdict(sample) != before {
+                return Err(format!(
+                    "collecting changes {sample:?} from {before:?} to {:?}",
+                    self.verdict(sample)
+                ));
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Collects until nothing waits.
+    ///
+    /// # Errors
+    /// As [`SimNode::update`], or if it never ends.
+    pub fn settle(&mut self, samples: &[Sample]) -> Result<(), String> {
+        for _ in 0..8 {
+            self.collect(samples)?;
+            if self.planner.tables.is_settled() {
+                return Ok(());
+            }
+        }
+        Err("collecting does not come to an end".to_owned())
+    }
+
+    /// The agent starts anew from what the kernel holds, after a grace period.
+    pub fn restart(&mut self) {
+        self.grace = self.planner.tables.number();
+        let dump: Dump = self.kernel.dump(self.planner.tables.number());
+        let tables = Tables::adopt(self.limits, &dump);
+        self.planner = Planner::new(self.limits, tables, self.planner.rules.clone());
+    }
+
+    /// Compares the tables with the evaluator.
+    ///
+    /// # Errors
+    /// The first difference.
+    pub fn check(&self, world: &World, samples: &[Sample]) -> Result<(), String> {
+        for address in world.host_addresses.iter() {
+            if self.kernel.classify(*address).flags & host_flags::OWN_NODE == 0 {
+                return Err(format!("{address} is the node's own and does not say so"));
+            }
+        }
+        for sample in samples {
+            let own = self.kernel.classify(sample.remote).flags & host_flags::OWN_NODE != 0;
+            if own != world.is_host_address(sample.remote) {
+                return Err(format!("{} is the node's own: {own}", sample.remote));
+            }
+            let Some(Expected::Tables(wanted)) =
+                expected(world, &self.endpoints, &self.planner.rules, sample)
+            else {
+                continue;
+            };
+            let got = self.verdict(sample);
+            if got != wanted {
+                return Err(format!("{sample:?}: evaluator {}, tables {}", show(wanted), show(got)));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the tables decide.
+    #[must_use]
+    pub fn verdict(&self, sample: &Sample) -> Outcome {
+        self.kernel.verdict(sample.slot, sample.direction, sample.remote, sample.protocol, sample.port)
+    }
+
+    fn carry_out(&mut self, plan: &Plan, samples: &[Sample]) -> Result<(), String> {
+        let before = self.references();
+        let old: Vec<Outcome> = samples.iter().map(|s| self.verdict(s)).collect();
+        let mut after = self.kernel.clone();
+        after.apply_all(&plan.ops).map_err(|e| format!("plan {}: {e}", plan.number))?;
+        let new: Vec<Outcome> = samples
+            .iter()
+            .map(|s| after.verdict(s.slot, s.direction, s.remote, s.protocol, s.port))
+            .collect();
+        for (index, op) in plan.ops.iter().enumerate() {
+            self.check_reuse(op, &before)?;
+            self.write(op)?;
+            for ((sample, old), new) in samples.iter().zip(&old).zip(&new) {
+                let now = self.verdict(sample);
+                if now != *old && now != *new {
+                    return Err(format!(
+                        "plan {} after write {index} ({op:?}): {sample:?} is {}, was {}, shall be {}",
+                        plan.number,
+                        show(now),
+                        show(*old),
+                        show(*new),
+                    ));
+                }
+            }
+        }
+        self.note_losses(&before, plan.number);
+        Ok(())
+    }
+
+    fn write(&mut self, op: &Op) -> Result<(), String> {
+        self.kernel.apply(op).map_err(|e| format!("{op:?}: {e}"))
+    }
+
+    fn note_losses(&mut self, before: &BTreeSet<(Kind, u32)>, number: u64) {
+        let now = self.references();
+        for key in before.difference(&now) {
+            self.lost.insert(*key, number);
+        }
+        self.lost.retain(|key, _| !now.contains(key));
+    }
+
+    /// Numbers that a packet could meet now.
+    fn references(&self) -> BTreeSet<(Kind, u32)> {
+        let dump = self.kernel.dump(0);
+        let mut found = BTreeSet::new();
+        let rows: BTreeMap<u16, &Vec<u16>> = dump.rows.iter().map(|(r, c)| (*r, c)).collect();
+        for (_, word) in &dump.endpoints {
+            for row in [Direction::Ingress, Direction::Egress].map(|d| EndpointWord::row(*word, d)) {
+                if row > ROW_CLOSED {
+                    found.insert((Kind::Row, u32::from(row)));
+                    let cells = rows.get(&row).map_or(&[][..], |c| c);
+                    found.extend(cells.iter().filter(|c| **c != 0).map(|c| (Kind::Set, u32::from(*c))));
+                }
+            }
+        }
+        let keys = dump.hosts.iter().map(|h| (h.1, h.2)).chain(dump.prefixes.iter().map(|p| (p.1, p.2)));
+        for (slot, word) in keys {
+            found.insert((Kind::Slot, slot));
+            if word.class != 0 {
+                found.insert((Kind::Class, u32::from(word.class)));
+            }
+        }
+        found
+    }
+
+    /// A number may be written anew only when its last reference was gone before the grace period.
+    fn check_reuse(&self, op: &Op, before: &BTreeSet<(Kind, u32)>) -> Result<(), String> {
+        let key = match op {
+            Op::Row { row, .. } => (Kind::Row, u32::from(*row)),
+            Op::RuleSet { id, .. } => (Kind::Set, u32::from(*id)),
+            Op::Cell { class, .. } => (Kind::Class, u32::from(*class)),
+            Op::HostWord { slot, .. } => (Kind::Slot, *slot),
+            Op::Intervals { .. }
+            | Op::HostInsert { .. }
+            | Op::HostRemove { .. }
+            | Op::PrefixInsert { .. }
+            | Op::PrefixRemove { .. }
+            | Op::Endpoint { .. } => return Ok(()),
+        };
+        let moves = key.0 == Kind::Slot && self.references().contains(&key);
+        if before.contains(&key) && !moves {
+            return Err(format!("{op:?} writes what packets could meet when the plan began"));
+        }
+        match self.lost.get(&key) {
+            Some(plan) if *plan > self.grace => {
+                Err(format!("{op:?} reuses a number lost in plan {plan}, grace {}", self.grace))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+fn show(outcome: Outcome) -> String {
+    format!("{}/{}", outcome.action(), outcome.rule())
+}

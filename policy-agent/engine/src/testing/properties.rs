@@ -1,0 +1,128 @@
+//! The compiler and its plans against the evaluator, on random worlds and random histories.
+//!
+//! `POLICY_SEED` repeats one case; `POLICY_CASES` sets how many there are.
+
+use super::node::SimNode;
+use super::rng::Rng;
+use super::samples::samples;
+use super::worlds;
+use crate::limits::Limits;
+
+const TINY: Limits = Limits {
+    endpoints: 32,
+    rows: 64,
+    classes: 128,
+    hosts: 128,
+    prefixes: 128,
+    host_info: 512,
+    rule_sets: 512,
+    intervals: 1024,
+    intervals_per_set: 1023,
+};
+
+/// Runs a property for many seeds; the failing seed is in the panic.
+fn for_seeds(cases: u64, property: impl Fn(&mut Rng) -> Result<(), String>) {
+    let number = |name| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
+    if let Some(seed) = number("POLICY_SEED") {
+        property(&mut Rng::new(seed)).unwrap_or_else(|e| panic!("POLICY_SEED={seed}: {e}"));
+        return;
+    }
+    for seed in 0..number("POLICY_CASES").unwrap_or(cases) {
+        property(&mut Rng::new(seed)).unwrap_or_else(|e| panic!("POLICY_SEED={seed}: {e}"));
+    }
+}
+
+#[test]
+fn compiled_tables_equal_the_evaluator() {
+    for_seeds(1500, |rng| {
+        let world = worlds::world(rng);
+        let mut node = SimNode::new(TINY);
+        node.discover(&world)?;
+        let samples = samples(rng, &world, &node.endpoints, 120);
+        let planned = node.update(&world, &[])?;
+        assert!(planned.busy.is_none() && planned.refusals.is_empty(), "{planned:?}");
+        node.check(&world, &samples)
+    });
+}
+
+#[test]
+fn every_prefix_of_every_plan_is_the_old_or_the_new_world() {
+    for_seeds(250, |rng| {
+        let mut world = worlds::world(rng);
+        let mut node = SimNode::new(TINY);
+        for _ in 0..6 {
+            let given_up = node.discover(&world)?;
+            let samples = samples(rng, &world, &node.endpoints, 40);
+            let planned = node.update(&world, &samples)?;
+            if let Some(table) = planned.busy {
+                node.settle(&samples)?;
+                let again = node.update(&world, &samples)?;
+                assert!(again.busy.is_none(), "{table} twice");
+            }
+            node.check(&world, &samples)?;
+            for slot in given_up {
+                node.unhook(slot);
+            }
+            if rng.percent(50) {
+                node.collect(&samples)?;
+                node.check(&world, &samples)?;
+            }
+            worlds::mutate(rng, &mut world);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_restarted_agent_has_nothing_to_do() {
+    for_seeds(250, |rng| {
+        let mut world = worlds::world(rng);
+        let mut node = SimNode::new(TINY);
+        for _ in 0..3 {
+            let given_up = node.discover(&world)?;
+            node.update(&world, &[])?;
+            for slot in given_up {
+                node.unhook(slot);
+            }
+            if rng.percent(50) {
+                node.settle(&[])?;
+            }
+            node.restart();
+            let again = node.update(&world, &[])?;
+            assert!(again.plan.is_empty(), "{:?}", again.plan);
+            let samples = samples(rng, &world, &node.endpoints, 40);
+            node.check(&world, &samples)?;
+            worlds::mutate(rng, &mut world);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn tables_are_empty_after_churn() {
+    for_seeds(100, |rng| {
+        let mut world = worlds::world(rng);
+        let mut node = SimNode::new(TINY);
+        for round in 0..5 {
+            if round == 4 {
+                worlds::clear(&mut world);
+            }
+            let given_up = node.discover(&world)?;
+            if node.update(&world, &[])?.busy.is_some() {
+                node.settle(&[])?;
+                node.update(&world, &[])?;
+            }
+            for slot in given_up {
+                node.unhook(slot);
+            }
+            worlds::mutate(rng, &mut world);
+        }
+        node.settle(&[])?;
+        let dump = node.kernel.dump(0);
+        assert!(dump.hosts.is_empty() && dump.prefixes.is_empty() && dump.endpoints.is_empty(), "{dump:?}");
+        for usage in node.planner.tables.usage() {
+            assert_eq!(usage.used, 0, "{usage:?}");
+        }
+        Ok(())
+    });
+}
