@@ -1,7 +1,7 @@
 //! Every scenario on the back ends that need neither root nor kernel.
 
 use policy_tests::{
-    backend::{self, Backend, Evaluator},
+    backend::{self, Backend, Compiled, Evaluator},
     scenario::{self, Action, Case, Kind},
 };
 use std::path::PathBuf;
@@ -9,6 +9,11 @@ use std::path::PathBuf;
 #[test]
 fn the_evaluator_agrees_with_every_truth_table() {
     agrees(scenario::all().unwrap(), || Box::new(Evaluator::new()));
+}
+
+#[test]
+fn the_compiled_tables_agree_with_every_truth_table() {
+    agrees(scenario::all().unwrap(), || Box::new(Compiled::new()));
 }
 
 /// A truth table that holds without one of the scenario's policies does not show what that policy does.
