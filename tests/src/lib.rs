@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod net;
+pub mod pins;
 pub mod pkt;
 pub mod probe;
 pub mod scenario;

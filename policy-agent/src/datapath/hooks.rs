@@ -183,10 +183,9 @@ impl Hooks {
     fn attach_tcx(&self, ifindex: u32, direction: Direction) -> Result<bool> {
         if let Some((link, program)) = tcx::pinned(&self.pins, ifindex, direction)? {
             let copies = self.copies.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if !copies.iter().any(|pair| side(pair, direction).id == program) {
-                if let Some(first) = copies.first() {
-                    tcx::replace(&link, ifindex, side(first, direction))?;
-                }
+            let is_ours = copies.iter().any(|pair| side(pair, direction).id == program);
+            if let (false, Some(first)) = (is_ours, copies.first()) {
+                tcx::replace(&link, ifindex, side(first, direction))?;
             }
             return Ok(true);
         }

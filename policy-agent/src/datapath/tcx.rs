@@ -74,16 +74,17 @@ pub(super) fn attach(pins: &Pins, ifindex: u32, direction: Direction, program: &
     old.map_or(Ok(()), |old| detach_open(&old, ifindex))
 }
 
-/// Detaches the pinned link and removes its pin. True if there was one.
-pub(super) fn detach(pins: &Pins, ifindex: u32, direction: Direction) -> Result<bool> {
+/// Detaches the pinned link and removes its pin. What a stranger has pinned there is left alone.
+pub(super) fn detach(pins: &Pins, ifindex: u32, direction: Direction) -> Result<()> {
     let path = pins.link(ifindex, direction);
-    let found = open(&path)?;
-    let had = found.is_some();
-    if let Some(link) = found {
-        detach_open(&link, ifindex)?;
+    match open(&path) {
+        Ok(Some(link)) => {
+            detach_open(&link, ifindex)?;
+            remove_file(&path)
+        }
+        Ok(None) | Err(Error::ForeignPin { .. }) => Ok(()),
+        Err(e) => Err(e),
     }
-    remove_file(&path)?;
-    Ok(had)
 }
 
 fn detach_open(link: &OwnedFd, ifindex: u32) -> Result<()> {

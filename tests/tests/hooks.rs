@@ -1,0 +1,351 @@
+//! Hooks on real interfaces: both mechanisms, take-over under traffic, order, removal.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use aya::programs::tc::{NlOptions, TcAttachOptions, TcHandle, qdisc_add_clsact};
+use aya::programs::{SchedClassifier, TcAttachType};
+use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
+use policy_agent::datapath::bpf::{self, instruction};
+use policy_agent::datapath::{
+    Attach, Attached, Error, Hooks, Mechanism, Pair, Program, remove_all, tcx_supported,
+};
+use policy_common::abi::Direction;
+use policy_tests::net::{Attach as At, Family, Host, Netns, Node, Topology};
+use policy_tests::pins::PinDir;
+
+/// Drops everything but ARP (without which no packet would ever be sent) when `verdict` is 2; else returns it.
+fn program(name: &'static str, verdict: i32) -> Program {
+    let arp = i32::from(0x0806u16.to_be());
+    let code = [
+        instruction(0x61, 0x11, 16, 0),   // r1 = skb->protocol
+        instruction(0xb7, 0, 0, -1),      // r0 = go on
+        instruction(0x15, 1, 1, arp),     // ARP: leave it at that
+        instruction(0xb7, 0, 0, verdict), // r0 = verdict
+        instruction(0x95, 0, 0, 0),       // exit
+    ];
+    Program::new(bpf::load_tc(name, &code).unwrap(), name).unwrap()
+}
+
+const DROP: i32 = 2;
+const GO_ON: i32 = -1;
+const ACCEPT: i32 = 0;
+
+/// Nothing gets out of the pod; everything may get in.
+fn mute() -> Pair {
+    Pair { pod_in: program("pod_in", GO_ON), pod_out: program("pod_out", DROP) }
+}
+
+struct Fixture {
+    node: Node,
+    pod: Arc<Host>,
+    ifindex: u32,
+    dir: PinDir,
+    server: UdpSocket,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let mut node = Node::new(Topology::Ptp).unwrap();
+        let pod = node.add("a", At::Pod, &["10.244.0.10".parse().unwrap()]).unwrap();
+        let ifindex = node.rtnl().link(&pod.host_link).unwrap().index;
+        let dir = PinDir::new(node.ns()).unwrap();
+        dir.pins().create().unwrap();
+        let server = node.ns().run(|| UdpSocket::bind((Node::ADDRESS4, 0)).unwrap());
+        server.set_nonblocking(true).unwrap();
+        Self { node, pod, ifindex, dir, server }
+    }
+
+    fn ns(&self) -> &Netns {
+        self.node.ns()
+    }
+
+    fn hooks(&self, attach: Attach) -> Hooks {
+        self.ns().run(|| Hooks::new(self.dir.pins(), mute(), Box::new(|| Ok(mute())), attach).unwrap())
+    }
+
+    fn client(&self) -> UdpSocket {
+        let source = SocketAddr::new(self.pod.ip(Family::V4).unwrap(), 0);
+        let socket = self.pod.ns.run(|| UdpSocket::bind(source).unwrap());
+        socket.connect(self.server.local_addr().unwrap()).unwrap();
+        socket
+    }
+
+    fn arrived(&self) -> bool {
+        self.server.recv(&mut [0; 8]).is_ok()
+    }
+
+    /// Whether a packet gets out of the pod. A veth delivers within the call that sends, or soon after it where the
+    /// receiving side is deferred, so the answer "no" waits a little and the answer "yes" does not.
+    fn talks(&self) -> bool {
+        while self.arrived() {}
+        self.client().send(b"x").unwrap();
+        (0..50).any(|_| {
+            std::thread::sleep(Duration::from_millis(2));
+            self.arrived()
+        })
+    }
+
+    /// Does `work` while packets are sent, and hands back how many were sent meanwhile.
+    fn under_traffic(&self, work: impl FnOnce()) -> u32 {
+        let (client, sent, stop) = (self.client(), AtomicU32::new(0), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    if client.send(b"x").is_ok() {
+                        sent.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+            while sent.load(Ordering::Relaxed) < 100 {
+                std::thread::yield_now();
+            }
+            let before = sent.load(Ordering::Relaxed);
+            let guard = StopOnDrop(&stop); // also when `work` panics
+            work();
+            drop(guard);
+            sent.load(Ordering::Relaxed) - before
+        })
+    }
+}
+
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Kernels before 6.6 have clsact only.
+fn mechanisms() -> Vec<Attach> {
+    if tcx_supported() { vec![Attach::Tcx, Attach::Clsact] } else { vec![Attach::Clsact] }
+}
+
+#[test]
+fn attached_programs_judge_and_detached_ones_do_not() {
+    for attach in mechanisms() {
+        let f = Fixture::new();
+        assert!(f.talks(), "without a program packets must arrive");
+        let hooks = f.hooks(attach);
+        f.ns().run(|| {
+            assert_eq!(hooks.attach(f.ifindex).unwrap(), Attached { fresh: 2, taken_over: 0 });
+            for state in hooks.verify(f.ifindex).unwrap() {
+                assert!(state.present && state.before.is_empty(), "{attach:?} {state:?}");
+            }
+        });
+        assert!(!f.talks(), "{attach:?}");
+        f.ns().run(|| {
+            assert_eq!(hooks.attach(f.ifindex).unwrap(), Attached { fresh: 0, taken_over: 2 }, "again");
+            assert_eq!(hooks.attached().unwrap().into_iter().collect::<Vec<_>>(), [f.ifindex]);
+            hooks.detach(f.ifindex).unwrap();
+            assert!(hooks.attached().unwrap().is_empty());
+            assert!(hooks.verify(f.ifindex).unwrap().iter().all(|state| !state.present));
+        });
+        assert!(f.talks(), "{attach:?}");
+    }
+}
+
+#[test]
+fn another_agent_takes_over_and_no_packet_gets_by() {
+    for attach in mechanisms() {
+        let f = Fixture::new();
+        let first = f.hooks(attach);
+        f.ns().run(|| first.attach(f.ifindex).unwrap());
+        assert!(!f.talks());
+        drop(first);
+        let sent = f.under_traffic(|| {
+            for _ in 0..10 {
+                let next = f.hooks(attach);
+                let done = f.ns().run(|| next.attach(f.ifindex).unwrap());
+                assert_eq!(done, Attached { fresh: 0, taken_over: 2 }, "{attach:?}");
+            }
+        });
+        assert!(sent > 0, "packets were sent during the take-over");
+        assert!(!f.arrived(), "{attach:?}: a packet got by among {sent}");
+        let last = f.hooks(attach);
+        let states = f.ns().run(|| last.verify(f.ifindex).unwrap());
+        assert!(states.iter().all(|state| state.present && state.before.is_empty()), "{states:?}");
+        f.ns().run(|| last.detach(f.ifindex).unwrap());
+        assert!(f.talks());
+    }
+}
+
+#[test]
+fn changing_the_mechanism_leaves_one_program_per_hook_and_no_gap() {
+    if !tcx_supported() {
+        return;
+    }
+    let f = Fixture::new();
+    f.ns().run(|| f.hooks(Attach::Clsact).attach(f.ifindex).unwrap());
+    assert!(!f.talks());
+    for attach in [Attach::Tcx, Attach::Clsact, Attach::Auto] {
+        let hooks = f.hooks(attach);
+        let sent = f.under_traffic(|| {
+            f.ns().run(|| hooks.attach(f.ifindex).unwrap());
+        });
+        assert!(sent > 0 && !f.arrived(), "{attach:?}");
+        let states = f.ns().run(|| hooks.verify(f.ifindex).unwrap());
+        assert!(states.iter().all(|state| state.present && state.before.is_empty()), "{attach:?} {states:?}");
+    }
+    f.ns().run(|| {
+        assert_eq!(f.hooks(Attach::Auto).mechanism(), Mechanism::Tcx);
+        qdisc_add_clsact(&f.pod.host_link).expect("the qdisc of the earlier setting is gone");
+    });
+}
+
+#[test]
+fn a_program_that_goes_before_ours_is_told_and_outrun() {
+    if !tcx_supported() {
+        return;
+    }
+    let f = Fixture::new();
+    let hooks = f.hooks(Attach::Tcx);
+    f.ns().run(|| hooks.attach(f.ifindex).unwrap());
+    let foreign = program("stranger", ACCEPT);
+    let _link = f.ns().run(|| bpf::attach_tcx(foreign.as_fd(), f.ifindex, BPF_TCX_INGRESS).unwrap());
+    assert!(f.talks(), "a program that accepts before ours lets packets by");
+    f.ns().run(|| {
+        let [out, into] = hooks.verify(f.ifindex).unwrap();
+        assert_eq!((out.direction, out.present), (Direction::Egress, true));
+        assert_eq!(out.before, [format!("stranger (program {})", foreign.id)]);
+        assert!(into.before.is_empty());
+        assert!(hooks.repair(f.ifindex).unwrap());
+        assert!(hooks.verify(f.ifindex).unwrap().iter().all(|s| s.present && s.before.is_empty()));
+        let order = bpf::query_tcx(f.ifindex, BPF_TCX_INGRESS).unwrap();
+        let names: Vec<&str> = order.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(names, ["pod_out", "stranger"], "first again, once, and the stranger is left alone");
+        assert!(!hooks.repair(f.ifindex).unwrap(), "nothing more to do");
+    });
+    assert!(!f.talks());
+    let next = f.hooks(Attach::Tcx);
+    assert_eq!(f.ns().run(|| next.attach(f.ifindex).unwrap()), Attached { fresh: 0, taken_over: 2 });
+    assert!(!f.talks());
+}
+
+#[test]
+fn a_filter_that_goes_before_ours_is_told_and_outrun() {
+    let f = Fixture::new();
+    let hooks = f.hooks(Attach::Clsact);
+    f.ns().run(|| hooks.attach(f.ifindex).unwrap());
+    let mut foreign = f.ns().run(|| foreign_filter(&f, 1, 77));
+    assert!(f.talks(), "the newest filter of a priority is the first");
+    f.ns().run(|| {
+        let [out, _] = hooks.verify(f.ifindex).unwrap();
+        assert!(out.present && out.before.len() == 1, "{out:?}");
+        assert!(hooks.repair(f.ifindex).unwrap());
+        assert!(hooks.verify(f.ifindex).unwrap().iter().all(|s| s.present && s.before.is_empty()));
+        assert!(!hooks.repair(f.ifindex).unwrap(), "nothing more to do");
+    });
+    assert!(!f.talks());
+    f.ns().run(|| hooks.detach(f.ifindex).unwrap());
+    let there = f.ns().run(|| qdisc_add_clsact(&f.pod.host_link));
+    assert!(there.is_err(), "the qdisc stays as long as a stranger's filter is in it");
+    foreign.unload().unwrap();
+}
+
+/// A filter of somebody else that accepts what the pod sends.
+fn foreign_filter(f: &Fixture, priority: u16, handle: u16) -> SchedClassifier {
+    let path = f.dir.pins().link(f.ifindex, Direction::Egress).with_file_name("stranger");
+    bpf::pin(program("stranger", ACCEPT).as_fd(), &path).unwrap();
+    let mut foreign = SchedClassifier::from_pin(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let options = NlOptions { priority, handle: TcHandle::new(0, handle), classid: None };
+    let id = foreign
+        .attach_with_options(&f.pod.host_link, TcAttachType::Ingress, TcAttachOptions::Netlink(options))
+        .unwrap();
+    std::mem::forget(foreign.take_link(id).unwrap());
+    foreign
+}
+
+#[test]
+fn a_program_that_was_removed_is_put_back() {
+    for attach in mechanisms() {
+        let f = Fixture::new();
+        let hooks = f.hooks(attach);
+        f.ns().run(|| {
+            hooks.attach(f.ifindex).unwrap();
+            let link = f.dir.pins().link(f.ifindex, Direction::Egress);
+            if let Ok(fd) = bpf::open_pin(&link) {
+                bpf::detach_link(fd.as_fd()).unwrap();
+            } else {
+                aya::programs::tc::qdisc_detach_program(
+                    &f.pod.host_link,
+                    TcAttachType::Ingress,
+                    "policy-agent:out",
+                )
+                .unwrap();
+            }
+            assert!(!hooks.verify(f.ifindex).unwrap()[0].present);
+        });
+        assert!(f.talks(), "{attach:?}");
+        f.ns().run(|| assert!(hooks.repair(f.ifindex).unwrap()));
+        assert!(!f.talks(), "{attach:?}");
+    }
+}
+
+#[test]
+fn cleanup_needs_no_agent_and_leaves_nothing() {
+    for attach in mechanisms() {
+        let f = Fixture::new();
+        f.ns().run(|| {
+            f.hooks(attach).attach(f.ifindex).unwrap();
+            assert_eq!(remove_all(&f.dir.pins()).unwrap(), 1, "{attach:?}");
+            assert!(!f.dir.path().exists());
+            assert!(bpf::query_tcx(f.ifindex, BPF_TCX_INGRESS).map_or(true, |p| p.is_empty()));
+            qdisc_add_clsact(&f.pod.host_link).expect("the qdisc is gone");
+            assert_eq!(remove_all(&f.dir.pins()).unwrap(), 0, "twice is fine");
+        });
+        assert!(f.talks(), "{attach:?}");
+    }
+}
+
+#[test]
+fn an_interface_that_went_first_is_forgotten() {
+    for attach in mechanisms() {
+        let mut f = Fixture::new();
+        let hooks = f.hooks(attach);
+        f.ns().run(|| hooks.attach(f.ifindex).unwrap());
+        f.node.remove("a").unwrap();
+        f.ns().run(|| {
+            assert!(hooks.attached().unwrap().contains(&f.ifindex), "its pins or notes are still there");
+            assert!(hooks.attach(f.ifindex).is_err(), "{attach:?}");
+            hooks.detach(f.ifindex).unwrap();
+            assert!(hooks.attached().unwrap().is_empty(), "{attach:?}");
+        });
+    }
+}
+
+#[test]
+fn a_pin_of_another_interface_is_not_taken_for_ours() {
+    if !tcx_supported() {
+        return;
+    }
+    let mut f = Fixture::new();
+    let other = f.node.add("b", At::Pod, &["10.244.0.11".parse().unwrap()]).unwrap();
+    let other = f.node.rtnl().link(&other.host_link).unwrap().index;
+    let (hooks, pins) = (f.hooks(Attach::Tcx), f.dir.pins());
+    f.ns().run(|| hooks.attach(other).unwrap());
+    // As if the index had been given to another interface since the agent died.
+    std::fs::rename(pins.link(other, Direction::Egress), pins.link(f.ifindex, Direction::Egress)).unwrap();
+    f.ns().run(|| assert_eq!(hooks.attach(f.ifindex).unwrap(), Attached { fresh: 2, taken_over: 0 }));
+    assert!(!f.talks());
+}
+
+#[test]
+fn a_stranger_in_the_place_of_our_pin_is_an_error_that_names_it() {
+    if !tcx_supported() {
+        return;
+    }
+    let f = Fixture::new();
+    let path = f.dir.pins().link(f.ifindex, Direction::Egress);
+    bpf::pin(program("stranger", ACCEPT).as_fd(), &path).unwrap();
+    let e = f.ns().run(|| f.hooks(Attach::Tcx).attach(f.ifindex).unwrap_err());
+    assert!(matches!(&e, Error::ForeignPin { path: p, .. } if *p == path), "{e}");
+    assert!(e.to_string().contains(&path.display().to_string()) && e.hint().is_some(), "{e}");
+    assert!(f.talks(), "nothing was attached");
+}
