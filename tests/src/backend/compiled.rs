@@ -1,7 +1,7 @@
 //! The compiled tables in memory as a back end: what the kernel would look up for an opening packet.
 
 use super::{
-    evaluator::{deltas, host_addresses, query},
+    evaluator::{deltas, new_world, query},
     objects::Objects,
     run::{Backend, Places, Seen},
 };
@@ -9,14 +9,8 @@ use crate::scenario::{Expected, Pair, Place, SessionState, State, Where};
 use anyhow::{Context, Result, ensure};
 use policy_common::abi::{Direction, action};
 use policy_engine::{
-    desired::Endpoint,
-    limits::Limits,
-    mem::tables::MemTables,
-    planner::Planner,
-    rule_ids::RuleIds,
-    tables::Tables,
-    verdict::Query,
-    world::{Delta, World},
+    desired::Endpoint, limits::Limits, mem::tables::MemTables, planner::Planner, rule_ids::RuleIds,
+    tables::Tables, verdict::Query, world::World,
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -36,12 +30,12 @@ pub struct Compiled {
 }
 
 impl Compiled {
-    /// An empty cluster; the node's name comes with the first state.
+    /// An empty cluster.
     pub fn new() -> Self {
         let limits = Limits { endpoints: 128, rows: 64, classes: 1024, ..Limits::default() };
         Self {
             objects: Objects::default(),
-            world: World::default(),
+            world: new_world(),
             planner: Planner::new(limits, Tables::new(limits), RuleIds::default()),
             kernel: MemTables::new(limits),
             endpoints: BTreeMap::new(),
@@ -106,10 +100,6 @@ impl Default for Compiled {
 
 impl Backend for Compiled {
     fn sync(&mut self, state: &State) -> Result<()> {
-        if *self.world.node_name != *state.local_node() {
-            self.world = World::new(state.local_node());
-            self.world.apply(Delta::HostAddresses(host_addresses()));
-        }
         for delta in deltas(&mut self.objects, state) {
             self.world.apply(delta);
         }

@@ -18,7 +18,7 @@ use policy_engine::{
 use std::{collections::BTreeMap, net::IpAddr};
 
 /// Holds a world and asks the evaluator about it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Evaluator {
     objects: Objects,
     world: World,
@@ -28,7 +28,7 @@ pub struct Evaluator {
 impl Evaluator {
     /// An empty cluster.
     pub fn new() -> Self {
-        Self::default()
+        Self { objects: Objects::default(), world: new_world(), sessions: BTreeMap::new() }
     }
 
     fn ask(&self, places: &Places, pair: &Pair) -> Result<Seen> {
@@ -41,13 +41,14 @@ impl Evaluator {
     }
 }
 
+impl Default for Evaluator {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Backend for Evaluator {
     fn sync(&mut self, state: &State) -> Result<()> {
-        if *self.world.node_name != *state.local_node() {
-            self.world = World::new(state.local_node());
-            self.objects = Objects::default();
-            self.world.apply(Delta::HostAddresses(host_addresses()));
-        }
         for delta in deltas(&mut self.objects, state) {
             self.world.apply(delta);
         }
@@ -96,11 +97,13 @@ fn gone(kind: &str, namespace: &str, name: &str, object: &serde_json::Value) -> 
     }
 }
 
-/// Addresses that the node under test has in every topology.
-pub(super) fn host_addresses() -> std::collections::BTreeSet<IpAddr> {
+/// A world seen from the node under test, with the addresses that it has in every topology.
+pub(super) fn new_world() -> World {
+    let mut world = World::new(State::NODE);
     let v4 = [Node::ADDRESS4, Node::GATEWAY4].map(IpAddr::V4);
     let v6 = [Node::ADDRESS6, Node::GATEWAY6].map(IpAddr::V6);
-    v4.into_iter().chain(v6).collect()
+    world.apply(Delta::HostAddresses(v4.into_iter().chain(v6).collect()));
+    world
 }
 
 /// The opening packet of a pair.

@@ -82,6 +82,7 @@ impl Node {
     pub const ADDRESS6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x192, 0, 0, 0, 0, 0, 1);
     const UPLINK: &str = "uplink0";
     const BRIDGE: &str = "cni0";
+    const BRIDGE_MAC: [u8; 6] = [0x0a, 0x58, 10, 244, 0, 1];
 
     /// A node without pods, forwarding, with its uplink to an outside that has no hosts yet.
     pub fn new(topology: Topology) -> Result<Self> {
@@ -98,6 +99,7 @@ impl Node {
         let world_link = world_rtnl.link(Self::POD_LINK)?.index;
         rtnl.set_up(uplink)?;
         world_rtnl.set_up(world_link)?;
+        rtnl.wait_operational(Self::UPLINK)?;
         for ip in [IpAddr::V4(Self::ADDRESS4), IpAddr::V6(Self::ADDRESS6)] {
             rtnl.add_address(uplink, ip.into())?;
             world_rtnl.add_route(ip.into(), world_link, None)?;
@@ -177,6 +179,11 @@ impl Node {
     pub fn remove(&mut self, name: &str) -> Result<()> {
         let host = self.hosts.remove(name).with_context(|| format!("no host {name}"))?;
         if host.attach == Attach::Pod {
+            let routed =
+                |ip: &&IpAddr| self.topology == Topology::Bridge && !bridge_subnet(**ip).contains(*ip);
+            for ip in host.ips.iter().filter(routed) {
+                self.rtnl.delete_route((*ip).into(), self.bridge)?;
+            }
             return self.rtnl.delete_link(host.host_index);
         }
         for ip in &host.ips {
@@ -187,7 +194,7 @@ impl Node {
     }
 
     fn make_bridge(&mut self) -> Result<()> {
-        self.rtnl.add_bridge(Self::BRIDGE)?;
+        self.rtnl.add_bridge(Self::BRIDGE, Self::BRIDGE_MAC)?;
         self.bridge = self.rtnl.link(Self::BRIDGE)?.index;
         self.rtnl.set_up(self.bridge)?;
         self.rtnl.add_address(self.bridge, IpNet::new(Self::GATEWAY4.into(), 24)?)?;
@@ -207,6 +214,9 @@ impl Node {
         }
         self.rtnl.set_up(outer.index)?;
         rtnl.set_up(inner.index)?;
+        // The end that came up first is noted at once, and a bridge forwards to it only then. The other end carries
+        // packets already, though the kernel may take a second to say so.
+        self.rtnl.wait_operational(&host_link)?;
         for ip in ips {
             match self.topology {
                 Topology::Ptp => self.wire_ptp(&rtnl, inner.index, outer.index, *ip)?,
@@ -215,7 +225,7 @@ impl Node {
         }
         let gateway_mac = match self.topology {
             Topology::Ptp => outer.mac,
-            Topology::Bridge => self.rtnl.link(Self::BRIDGE)?.mac,
+            Topology::Bridge => Self::BRIDGE_MAC,
         };
         Ok(Host {
             name: name.to_owned(),
@@ -241,7 +251,7 @@ impl Node {
     /// An address outside the bridge's subnet becomes a single routed one, so that tests may choose any address.
     fn wire_bridge(&self, pod: &Rtnl, inner: u32, ip: IpAddr) -> Result<()> {
         let gateway = gateway(ip);
-        let subnet = IpNet::new(gateway, if ip.is_ipv4() { 24 } else { 64 })?;
+        let subnet = bridge_subnet(ip);
         if subnet.contains(&ip) {
             pod.add_address(inner, IpNet::new(ip, subnet.prefix_len())?)?;
         } else {
@@ -274,6 +284,10 @@ impl Node {
 
 fn gateway(ip: IpAddr) -> IpAddr {
     if ip.is_ipv4() { Node::GATEWAY4.into() } else { Node::GATEWAY6.into() }
+}
+
+fn bridge_subnet(like: IpAddr) -> IpNet {
+    IpNet::new_assert(gateway(like), if like.is_ipv4() { 24 } else { 64 })
 }
 
 fn everything(like: IpAddr) -> IpNet {

@@ -1,7 +1,7 @@
 //! The few rtnetlink requests that the harness needs: links, addresses, routes, neighbours.
 
 use super::Netns;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
@@ -10,12 +10,16 @@ use netlink_packet_core::{
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
-    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State},
     neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use std::{net::IpAddr, sync::Mutex};
+use std::{
+    net::IpAddr,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 /// A link as a dump shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +30,8 @@ pub struct Link {
     pub name: String,
     /// Link-layer address; zeroes where there is none.
     pub mac: [u8; 6],
+    /// Whether packets pass already: up, with a carrier that the kernel has taken note of.
+    pub operational: bool,
 }
 
 /// A request socket of one namespace.
@@ -57,9 +63,11 @@ impl Rtnl {
         self.create(RouteNetlinkMessage::NewLink(link)).with_context(|| format!("add veth {name}"))
     }
 
-    /// A bridge device.
-    pub fn add_bridge(&self, name: &str) -> Result<()> {
+    /// A bridge device. A given link-layer address stays; without one it changes with the ports, and hosts that know
+    /// the old one talk to nobody.
+    pub fn add_bridge(&self, name: &str, mac: [u8; 6]) -> Result<()> {
         let mut link = LinkMessage::default();
+        link.attributes.push(LinkAttribute::Address(mac.to_vec()));
         link.attributes.push(LinkAttribute::IfName(name.to_owned()));
         link.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
         self.create(RouteNetlinkMessage::NewLink(link)).with_context(|| format!("add bridge {name}"))
@@ -184,6 +192,19 @@ impl Rtnl {
         found.with_context(|| format!("no link {name} in the namespace"))
     }
 
+    /// Waits until packets pass the link: the kernel takes note of a carrier in the background.
+    pub fn wait_operational(&self, name: &str) -> Result<Link> {
+        let end = Instant::now() + Duration::from_secs(5);
+        loop {
+            let link = self.link(name)?;
+            if link.operational {
+                return Ok(link);
+            }
+            ensure!(Instant::now() < end, "{name} has no carrier");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     fn create(&self, message: RouteNetlinkMessage) -> Result<()> {
         self.ask(message, NLM_F_CREATE | NLM_F_EXCL)
     }
@@ -232,13 +253,16 @@ fn take(mut data: &[u8], answers: &mut Vec<RouteNetlinkMessage>) -> Result<bool>
 
 fn link(message: &RouteNetlinkMessage) -> Option<Link> {
     let RouteNetlinkMessage::NewLink(message) = message else { return None };
-    let mut link = Link { index: message.header.index, name: String::new(), mac: [0; 6] };
+    let mut link = Link { index: message.header.index, name: String::new(), mac: [0; 6], operational: false };
     for attribute in &message.attributes {
         if let LinkAttribute::IfName(name) = attribute {
             link.name.clone_from(name);
         }
         if let LinkAttribute::Address(bytes) = attribute {
             link.mac = bytes.as_slice().try_into().unwrap_or_default();
+        }
+        if let LinkAttribute::OperState(state) = attribute {
+            link.operational = *state == State::Up;
         }
     }
     Some(link)

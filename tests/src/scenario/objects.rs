@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 pub(super) fn of_cluster(state: &State) -> Vec<Value> {
     let namespaces = state.namespaces.iter().map(|(name, spec)| namespace(name, spec));
     let nodes = state.nodes.iter().map(|(name, spec)| node(name, spec));
-    let pods = state.pods.iter().map(|(name, spec)| pod(name, spec, &state.local));
+    let pods = state.pods.iter().map(|(name, spec)| pod(name, spec));
     namespaces.chain(nodes).chain(pods).collect()
 }
 
@@ -31,7 +31,7 @@ fn node(name: &str, spec: &NodeState) -> Value {
     })
 }
 
-fn pod(full_name: &str, pod: &Pod, local: &str) -> Value {
+fn pod(full_name: &str, pod: &Pod) -> Value {
     let (namespace, name) = full_name.split_once('/').unwrap_or(("default", full_name));
     let serial = pod.serial;
     let mut metadata = json!({
@@ -44,7 +44,7 @@ fn pod(full_name: &str, pod: &Pod, local: &str) -> Value {
     }
     let app: Vec<Value> = containers(pod, |kind| kind == ContainerKind::App);
     let init: Vec<Value> = containers(pod, |kind| kind != ContainerKind::App);
-    let mut spec = json!({"nodeName": pod.spec.node.as_deref().unwrap_or(local), "containers": app});
+    let mut spec = json!({"nodeName": pod.spec.node.as_deref().unwrap_or(State::NODE), "containers": app});
     if !init.is_empty() {
         spec["initContainers"] = init.into();
     }

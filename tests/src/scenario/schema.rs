@@ -122,7 +122,7 @@ pub struct Cluster {
     /// Families of automatic addresses and of probes; both if absent.
     #[serde(default, rename = "ipFamilies")]
     pub ip_families: Vec<Family>,
-    /// Nodes; the first in the order of their names is the one under test.
+    /// Nodes beside the one under test, which is `node-1` and is always there.
     #[serde(default)]
     pub nodes: BTreeMap<String, NodeSpec>,
     /// Namespaces beyond those that pods name.

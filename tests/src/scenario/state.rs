@@ -78,7 +78,6 @@ type ObjectId = (String, String, String);
 pub struct State {
     /// Families of automatic addresses and of probes.
     pub families: Vec<Family>,
-    pub(super) local: String,
     pub(super) nodes: BTreeMap<String, NodeState>,
     pub(super) namespaces: BTreeMap<String, NamespaceSpec>,
     pub(super) pods: BTreeMap<String, Pod>,
@@ -88,6 +87,9 @@ pub struct State {
 }
 
 impl State {
+    /// Name of the node under test.
+    pub const NODE: &str = "node-1";
+
     /// The cluster before the first step.
     pub fn new(case: &Case) -> Result<Self> {
         let spec = &case.cluster;
@@ -95,7 +97,6 @@ impl State {
             if spec.ip_families.is_empty() { vec![Family::V4, Family::V6] } else { spec.ip_families.clone() };
         let mut state = Self {
             families,
-            local: spec.nodes.keys().next().cloned().unwrap_or_else(|| "node-1".to_owned()),
             nodes: BTreeMap::new(),
             namespaces: spec.namespaces.clone(),
             pods: BTreeMap::new(),
@@ -103,11 +104,11 @@ impl State {
             applied: BTreeMap::new(),
             serial: 0,
         };
-        let own = super::schema::NodeSpec::default();
-        let names =
-            std::iter::once((state.local.clone(), &own)).filter(|(name, _)| !spec.nodes.contains_key(name));
-        for (name, node) in names.chain(spec.nodes.iter().map(|(name, node)| (name.clone(), node))) {
-            state.add_node(&name, node.ips.clone(), node.labels.clone())?;
+        if !spec.nodes.contains_key(Self::NODE) {
+            state.add_node(Self::NODE, Vec::new(), BTreeMap::new())?;
+        }
+        for (name, node) in &spec.nodes {
+            state.add_node(name, node.ips.clone(), node.labels.clone())?;
         }
         for (name, external) in &spec.external {
             let serial = state.next();
@@ -149,16 +150,11 @@ impl State {
         objects::of_cluster(self).into_iter().chain(self.applied.values().cloned()).collect()
     }
 
-    /// Name of the node under test.
-    pub fn local_node(&self) -> &str {
-        &self.local
-    }
-
     /// All places that exist now and have an address.
     pub fn places(&self) -> Vec<Place> {
         let mut places = Vec::new();
         for (name, pod) in self.pods.iter().filter(|(_, pod)| pod.is_live() && !pod.ips.is_empty()) {
-            let local = pod.spec.node.as_ref().is_none_or(|node| *node == self.local);
+            let local = pod.spec.node.as_ref().is_none_or(|node| node == Self::NODE);
             let at = match (local, pod.spec.host_network) {
                 (true, true) => Where::Node,
                 (true, false) => Where::Pod,
@@ -178,7 +174,7 @@ impl State {
             places.push(Place { name, at: Where::Outside, ips: ips.clone(), sandbox: 0, in_tables: true });
         }
         for (name, node) in &self.nodes {
-            let at = if *name == self.local { Where::Node } else { Where::Outside };
+            let at = if name == Self::NODE { Where::Node } else { Where::Outside };
             let name = format!("node:{name}");
             places.push(Place { name, at, ips: node.ips.clone(), sandbox: 0, in_tables: false });
         }
@@ -288,7 +284,7 @@ impl State {
     }
 
     fn add_node(&mut self, name: &str, ips: Vec<IpAddr>, labels: BTreeMap<String, String>) -> Result<()> {
-        let own = name == self.local;
+        let own = name == Self::NODE;
         ensure!(!own || ips.is_empty(), "cluster.nodes.{name}: the node under test has addresses of its own");
         let serial = self.next();
         let ips = match (own, ips.is_empty()) {
@@ -303,13 +299,13 @@ impl State {
     fn add_pod(&mut self, name: &str, spec: PodSpec) -> Result<()> {
         let (namespace, _) = name.split_once('/').context("a pod is named namespace/name")?;
         self.namespaces.entry(namespace.to_owned()).or_default();
-        let node = spec.node.clone().unwrap_or_else(|| self.local.clone());
+        let node = spec.node.clone().unwrap_or_else(|| Self::NODE.to_owned());
         let host = self.nodes.get(&node).with_context(|| format!("no node {node}"))?.ips.clone();
         let serial = self.next();
         let ips = if spec.host_network {
             host
         } else {
-            self.addresses(spec.ips.as_deref(), serial, node == self.local)?
+            self.addresses(spec.ips.as_deref(), serial, node == Self::NODE)?
         };
         self.pods.insert(name.to_owned(), Pod { spec, ips, serial, sandbox: serial });
         Ok(())
