@@ -60,7 +60,7 @@ pub struct Planner {
     /// Numbers of rules; saved across restarts.
     pub rules: RuleIds,
     installed: OrdMap<ObjectKey, Arc<Policy>>,
-    world: World,
+    enforced: World,
 }
 
 impl Planner {
@@ -72,7 +72,7 @@ impl Planner {
             tables,
             rules,
             installed: OrdMap::new(),
-            world: World::default(),
+            enforced: World::default(),
         }
     }
 
@@ -90,14 +90,14 @@ impl Planner {
             };
             match error {
                 Ok(plan) => {
-                    self.installed = effective.policies;
+                    self.installed = effective.policies.clone();
+                    self.enforced = effective;
                     // Nothing of a closed namespace is installed, so nothing of it is a last good version.
                     for refusal in held.values().filter(|r| r.held == Held::Closed) {
                         for policy in world.policies_of(&refusal.namespace) {
                             self.installed.remove(&policy.key);
                         }
                     }
-                    self.world = world.clone();
                     return Planned { plan, refusals: held.into_values().collect(), busy: None };
                 }
                 Err((_, PlanError::Busy(table))) => return self.nothing(held, Some(table)),
@@ -132,10 +132,10 @@ impl Planner {
         self.tables.collect(grace)
     }
 
-    /// The world that was planned last.
+    /// The world as it was planned last: policies of namespaces held back at their last good version are those.
     #[must_use]
-    pub const fn world(&self) -> &World {
-        &self.world
+    pub const fn enforced(&self) -> &World {
+        &self.enforced
     }
 
     fn nothing(&self, held: BTreeMap<Arc<str>, Refusal>, busy: Option<Table>) -> Planned {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use policy_common::abi::{Direction, EndpointWord, Outcome, ROW_CLOSED, host_flags};
+use policy_common::abi::{Direction, EndpointWord, Outcome, ROW_CLOSED, action, host_flags};
 
 use super::samples::{Expected, Sample, expected};
 use crate::desired::Endpoint;
@@ -10,7 +10,7 @@ use crate::limits::Limits;
 use crate::mem::tables::MemTables;
 use crate::model::ObjectKey;
 use crate::plan::{Op, Plan};
-use crate::planner::{Planned, Planner};
+use crate::planner::{Held, Planned, Planner, Refusal};
 use crate::rule_ids::RuleIds;
 use crate::tables::{Dump, Tables};
 use crate::world::World;
@@ -132,6 +132,20 @@ impl SimNode {
         Err("collecting does not come to an end".to_owned())
     }
 
+    /// Plans for a world and is killed after so many writes.
+    ///
+    /// # Errors
+    /// As [`SimNode::update`].
+    pub fn interrupt(&mut self, world: &World, writes: usize) -> Result<(), String> {
+        let plan = self.planner.plan(world, &self.endpoints).plan;
+        let before = self.references();
+        for op in plan.ops.iter().take(writes) {
+            self.write(op)?;
+        }
+        self.note_losses(&before, plan.number);
+        Ok(())
+    }
+
     /// The agent starts anew from what the kernel holds, after a grace period.
     pub fn restart(&mut self) {
         self.grace = self.planner.tables.number();
@@ -168,6 +182,30 @@ impl SimNode {
         Ok(())
     }
 
+    /// As [`SimNode::check`], for the world as it is enforced while namespaces are held back.
+    ///
+    /// # Errors
+    /// The first difference.
+    pub fn check_held(&self, refusals: &[Refusal], samples: &[Sample]) -> Result<(), String> {
+        let world = self.planner.enforced();
+        let closed = |sample: &&Sample| {
+            let pod = self.endpoints.iter().find(|e| e.slot == sample.slot).map(|e| &e.pod.namespace);
+            refusals.iter().any(|r| r.held == Held::Closed && Some(&r.namespace) == pod)
+        };
+        let (closed, others): (Vec<&Sample>, Vec<&Sample>) = samples.iter().partition(closed);
+        self.check(world, &others.into_iter().copied().collect::<Vec<_>>())?;
+        for sample in closed {
+            let isolated = match expected(world, &self.endpoints, &self.planner.rules, sample) {
+                Some(Expected::Tables(outcome)) => outcome != Outcome::new(action::ALLOW, 0),
+                Some(Expected::Path) | None => false,
+            };
+            if isolated && self.verdict(sample) != Outcome::DROP {
+                return Err(format!("{sample:?} passes in a closed namespace"));
+            }
+        }
+        Ok(())
+    }
+
     /// What the tables decide.
     #[must_use]
     pub fn verdict(&self, sample: &Sample) -> Outcome {
@@ -179,16 +217,24 @@ impl SimNode {
         let old: Vec<Outcome> = samples.iter().map(|s| self.verdict(s)).collect();
         let mut after = self.kernel.clone();
         after.apply_all(&plan.ops).map_err(|e| format!("plan {}: {e}", plan.number))?;
+        let bumped = |slot| self.kernel.endpoint(slot) != after.endpoint(slot);
         let new: Vec<Outcome> = samples
             .iter()
             .map(|s| after.verdict(s.slot, s.direction, s.remote, s.protocol, s.port))
             .collect();
+        for ((sample, old), new) in samples.iter().zip(&old).zip(&new) {
+            if old != new && !bumped(sample.slot) {
+                return Err(format!("{sample:?} changes, the epoch of its endpoint does not"));
+            }
+        }
         for (index, op) in plan.ops.iter().enumerate() {
             self.check_reuse(op, &before)?;
             self.write(op)?;
             for ((sample, old), new) in samples.iter().zip(&old).zip(&new) {
                 let now = self.verdict(sample);
-                if now != *old && now != *new {
+                // From the new epoch on, flows remember what the tables say.
+                let commits = matches!(op, Op::Endpoint { slot, .. } if *slot == sample.slot);
+                if now != *new && (commits || now != *old) {
                     return Err(format!(
                         "plan {} after write {index} ({op:?}): {sample:?} is {}, was {}, shall be {}",
                         plan.number,

@@ -126,3 +126,82 @@ fn tables_are_empty_after_churn() {
         Ok(())
     });
 }
+
+#[test]
+fn an_interrupted_plan_is_taken_up_again() {
+    for_seeds(250, |rng| {
+        let mut world = worlds::world(rng);
+        let mut node = SimNode::new(TINY);
+        for _ in 0..4 {
+            let given_up = node.discover(&world)?;
+            let samples = samples(rng, &world, &node.endpoints, 30);
+            if rng.percent(60) {
+                let stop = rng.below(30);
+                node.interrupt(&world, stop)?;
+                node.restart();
+            }
+            let mut planned = node.update(&world, &samples)?;
+            while planned.busy.is_some() {
+                node.settle(&samples)?;
+                planned = node.update(&world, &samples)?;
+            }
+            node.check(&world, &samples)?;
+            for slot in given_up {
+                node.unhook(slot);
+            }
+            node.settle(&samples)?;
+            node.check(&world, &samples)?;
+            worlds::mutate(rng, &mut world);
+        }
+        Ok(())
+    });
+}
+
+/// Tables too small for many worlds: what fits is enforced to the letter, namespaces that do not are never more open
+/// than their policies, and nothing panics or gets stuck.
+#[test]
+fn what_does_not_fit_is_held_back() {
+    let mut held = 0;
+    let counted = std::sync::atomic::AtomicU32::new(0);
+    for_seeds(200, |rng| {
+        let limits = Limits {
+            rows: 2 + small(rng, 8),
+            classes: 1 + small(rng, 16),
+            hosts: 8 + small(rng, 24),
+            prefixes: 2 + small(rng, 12),
+            rule_sets: 1 + small(rng, 20),
+            intervals: 1 + small(rng, 40),
+            intervals_per_set: 1 + small(rng, 4),
+            ..TINY
+        };
+        let mut world = worlds::world(rng);
+        let mut node = SimNode::new(limits);
+        for _ in 0..4 {
+            let given_up = node.discover(&world)?;
+            let samples = samples(rng, &world, &node.endpoints, 40);
+            let mut planned = node.update(&world, &samples)?;
+            for _ in 0..3 {
+                if planned.busy.is_some() || !planned.refusals.is_empty() {
+                    node.settle(&samples)?;
+                    planned = node.update(&world, &samples)?;
+                }
+            }
+            if let Some(table) = planned.busy {
+                return Err(format!("stuck: {table} with {limits:?}"));
+            }
+            counted.fetch_add(u32::from(!planned.refusals.is_empty()), std::sync::atomic::Ordering::Relaxed);
+            node.check_held(&planned.refusals, &samples)?;
+            for slot in given_up {
+                node.unhook(slot);
+            }
+            worlds::mutate(rng, &mut world);
+        }
+        Ok(())
+    });
+    held += counted.into_inner();
+    assert!(held > 0 || std::env::var_os("POLICY_SEED").is_some(), "no world was too large");
+}
+
+fn small(rng: &mut Rng, bound: usize) -> u32 {
+    1 + u32::try_from(rng.below(bound)).unwrap_or(0)
+}
