@@ -139,8 +139,21 @@ impl MemTables {
         protocol: u8,
         port: u16,
     ) -> Outcome {
-        let Some(endpoint) = self.endpoints.get(&slot) else { return Outcome::DROP };
-        let (row, class) = (endpoint.row(direction), self.classify(remote).class);
+        let word = self.endpoints.get(&slot);
+        word.map_or(Outcome::DROP, |word| self.judge(*word, direction, remote, protocol, port))
+    }
+
+    /// [`MemTables::verdict`] for a program that has read this endpoint word, perhaps before it was replaced.
+    #[must_use]
+    pub fn judge(
+        &self,
+        word: EndpointWord,
+        direction: Direction,
+        remote: IpAddr,
+        protocol: u8,
+        port: u16,
+    ) -> Outcome {
+        let (row, class) = (word.row(direction), self.classify(remote).class);
         match remote {
             IpAddr::V4(_) => look_up::<V4, _>(self, row, class, protocol, port).1,
             IpAddr::V6(_) => look_up::<V6, _>(self, row, class, protocol, port).1,

@@ -30,6 +30,8 @@ pub struct SimNode {
     next_id: u32,
     /// Number -> plan that took its last reference, by kind of number.
     lost: BTreeMap<(Kind, u32), u64>,
+    /// Words that programs in flight may have read, with the plan that replaced them.
+    replaced: Vec<(u16, EndpointWord, u64)>,
 }
 
 /// Numbers that must not be reused early.
@@ -53,6 +55,7 @@ impl SimNode {
             limits,
             next_id: 1,
             lost: BTreeMap::new(),
+            replaced: Vec::new(),
         }
     }
 
@@ -103,18 +106,37 @@ impl SimNode {
     /// # Errors
     /// As [`SimNode::update`].
     pub fn collect(&mut self, samples: &[Sample]) -> Result<Plan, String> {
-        self.grace = self.planner.tables.number();
-        let plan = self.planner.collect(self.grace);
-        let before: Vec<_> = samples.iter().map(|s| self.verdict(s)).collect();
-        self.carry_out(&plan, samples)?;
-        for (sample, before) in samples.iter().zip(before) {
-            if self.verdict(sample) != before {
-                return Err(format!(
-                    "collecting changes {sample:?} from {before:?} to {:?}",
-                    self.verdict(sample)
-                ));
+        self.collect_up_to(self.planner.tables.number(), samples)
+    }
+
+    /// Cleans up when the grace period is over for plans up to a number.
+    ///
+    /// # Errors
+    /// As [`SimNode::update`].
+    pub fn collect_up_to(&mut self, grace: u64, samples: &[Sample]) -> Result<Plan, String> {
+        self.grace = self.grace.max(grace);
+        self.replaced.retain(|(.., plan)| *plan > grace);
+        let in_flight: Vec<_> = self.replaced.iter().map(|(slot, word, _)| (*slot, *word)).collect();
+        let verdicts = |node: &Self| {
+            let mut verdicts: Vec<Outcome> = samples.iter().map(|s| node.verdict(s)).collect();
+            for (slot, word) in &in_flight {
+                verdicts.extend(
+                    samples.iter().filter(|s| s.slot == *slot).map(|s| judge(&node.kernel, *word, s)),
+                );
+            }
+            verdicts
+        };
+        let before = verdicts(self);
+        let plan = self.planner.collect(grace);
+        let references = self.references();
+        for op in &plan.ops {
+            self.check_reuse(op, &references)?;
+            self.write(op)?;
+            if verdicts(self) != before {
+                return Err(format!("collecting changes a verdict by {op:?}, grace {grace}"));
             }
         }
+        self.note_losses(&references, plan.number);
         Ok(plan)
     }
 
@@ -149,6 +171,7 @@ impl SimNode {
     /// The agent starts anew from what the kernel holds, after a grace period.
     pub fn restart(&mut self) {
         self.grace = self.planner.tables.number();
+        self.replaced.clear();
         let dump: Dump = self.kernel.dump(self.planner.tables.number());
         let tables = Tables::adopt(self.limits, &dump);
         self.planner = Planner::new(self.limits, tables, self.planner.rules.clone());
@@ -214,6 +237,7 @@ impl SimNode {
 
     fn carry_out(&mut self, plan: &Plan, samples: &[Sample]) -> Result<(), String> {
         let before = self.references();
+        let words: BTreeMap<u16, EndpointWord> = self.kernel.dump(0).endpoints.into_iter().collect();
         let old: Vec<Outcome> = samples.iter().map(|s| self.verdict(s)).collect();
         let mut after = self.kernel.clone();
         after.apply_all(&plan.ops).map_err(|e| format!("plan {}: {e}", plan.number))?;
@@ -243,6 +267,17 @@ impl SimNode {
                         show(*new),
                     ));
                 }
+                // A program that read the endpoint's word before the plan began.
+                let Some(word) = words.get(&sample.slot) else { continue };
+                let late = judge(&self.kernel, *word, sample);
+                if late != *old && late != *new {
+                    return Err(format!("write {index} ({op:?}): {sample:?} in flight is {}", show(late)));
+                }
+            }
+        }
+        for (slot, word) in words {
+            if self.kernel.endpoint(slot) != Some(word) {
+                self.replaced.push((slot, word, plan.number));
             }
         }
         self.note_losses(&before, plan.number);
@@ -310,6 +345,10 @@ impl SimNode {
             Some(_) | None => Ok(()),
         }
     }
+}
+
+fn judge(kernel: &MemTables, word: EndpointWord, sample: &Sample) -> Outcome {
+    kernel.judge(word, sample.direction, sample.remote, sample.protocol, sample.port)
 }
 
 fn show(outcome: Outcome) -> String {
