@@ -33,17 +33,29 @@ pub fn parse(line: &str) -> anyhow::Result<GetFlowsResponse> {
     message.transcode_to().context("not a line of flows")
 }
 
-/// Any message of our protocols as JSON with the names of the protocol files.
+/// A message of our own service as JSON for programs: names of the protocol files, numbers as numbers, and every field,
+/// also where it is zero or empty.
 ///
 /// # Errors
-/// When the name is unknown or an `Any` inside holds an unknown type.
-pub fn message(name: &str, value: &impl Message) -> anyhow::Result<String> {
+/// When the name is unknown.
+pub fn full(name: &str, value: &impl Message) -> anyhow::Result<String> {
+    let options = SerializeOptions::new()
+        .use_proto_field_name(true)
+        .skip_default_fields(false)
+        .stringify_64_bit_integers(false);
+    write(name, value, &options)
+}
+
+fn message(name: &str, value: &impl Message) -> anyhow::Result<String> {
+    write(name, value, &SerializeOptions::new().use_proto_field_name(true))
+}
+
+fn write(name: &str, value: &impl Message, options: &SerializeOptions) -> anyhow::Result<String> {
     let mut dynamic = DynamicMessage::new(descriptor(name)?);
     dynamic.transcode_from(value).with_context(|| format!("not a {name}"))?;
     let mut out = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, WholeNumbers);
-    let options = SerializeOptions::new().use_proto_field_name(true);
-    dynamic.serialize_with_options(&mut serializer, &options).with_context(|| format!("writing {name}"))?;
+    dynamic.serialize_with_options(&mut serializer, options).with_context(|| format!("writing {name}"))?;
     String::from_utf8(out).context("JSON is UTF-8")
 }
 

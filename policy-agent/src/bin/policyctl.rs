@@ -1,2 +1,7 @@
-//! policyctl
-fn main() {}
+//! The command line client. Everything it does is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    policy_agent::ctl::main()
+}

@@ -1,0 +1,104 @@
+//! A world out of a directory of manifests, and the pods and addresses that a user names in it.
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use policy_engine::model::{ObjectKey, Pod};
+use policy_engine::read;
+use policy_engine::world::World;
+
+use crate::ctl::failure::Failure;
+use crate::ctl::screen::Screen;
+use crate::source::files;
+
+/// Reads all objects below a path. What is wrong with them goes to standard error: it changes the answer.
+///
+/// # Errors
+/// When the path cannot be read, or the messages cannot be written.
+pub fn world(path: &Path, screen: &mut Screen<'_>) -> Result<World, Failure> {
+    let snapshot = files::read_dir(path).map_err(|error| {
+        Failure::new(format!("cannot read {}: {error}", path.display()))
+            .hint("--manifests takes a directory of YAML and JSON objects, or one file")
+    })?;
+    for problem in &snapshot.problems {
+        writeln!(screen.err, "warning: {problem}")?;
+    }
+    let mut world = World::new("");
+    for document in &snapshot.documents {
+        let read = read::object(&document.value);
+        for problem in read.problems.iter().filter(|_| read.broken || read.delta.is_some()) {
+            writeln!(screen.err, "warning: {}: {problem}", document.origin)?;
+        }
+        if let Some(delta) = read.delta {
+            world.apply(delta);
+        }
+    }
+    if world.pods.is_empty() {
+        writeln!(screen.err, "warning: no pods in {}", path.display())?;
+    }
+    Ok(world)
+}
+
+/// One end of a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct End {
+    /// As the user named it.
+    pub name: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Finds a pod by `namespace/name`, or takes an address as it is.
+///
+/// # Errors
+/// When there is no such pod, or policy cannot judge it.
+pub fn end(world: &World, text: &str) -> Result<End, Failure> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(End { name: address.to_string(), addresses: vec![address] });
+    }
+    let Some((namespace, name)) = text.split_once('/') else {
+        return Err(Failure::new(format!("{text:?} is neither a pod nor an address"))
+            .hint("name a pod as namespace/name, for example shop/db"));
+    };
+    let key = ObjectKey::new(namespace, name);
+    let Some(pod) = world.pods.get(&key) else {
+        return Err(Failure::new(format!("no pod {key}")).hint(neighbours(world, namespace)));
+    };
+    let addresses = addresses(world, pod)?;
+    Ok(End { name: key.to_string(), addresses })
+}
+
+fn addresses(world: &World, pod: &Arc<Pod>) -> Result<Vec<IpAddr>, Failure> {
+    let key = &pod.key;
+    if pod.phase.is_finished() {
+        return Err(Failure::new(format!("pod {key} has finished: it has no traffic")));
+    }
+    if pod.host_network {
+        return Err(Failure::new(format!("pod {key} is on its node's network, where no policy applies"))
+            .hint("name the node's address instead"));
+    }
+    if pod.addresses.is_empty() {
+        return Err(Failure::new(format!("pod {key} has no address")).hint("give it a status.podIP"));
+    }
+    let own = |address: &IpAddr| world.pod_at(*address).is_some_and(|owner| owner.key == *key);
+    let addresses: Vec<IpAddr> = pod.addresses.iter().copied().filter(own).collect();
+    if addresses.is_empty() {
+        return Err(Failure::new(format!("the addresses of pod {key} belong to another pod or node"))
+            .hint("two objects claim them; see status.podIPs"));
+    }
+    Ok(addresses)
+}
+
+fn neighbours(world: &World, namespace: &str) -> String {
+    let names: Vec<&str> =
+        world.pods.keys().filter(|key| &*key.namespace == namespace).map(|key| &*key.name).take(10).collect();
+    if names.is_empty() {
+        let mut namespaces: Vec<&str> = world.pods.keys().map(|key| &*key.namespace).collect();
+        namespaces.dedup();
+        namespaces.truncate(10);
+        return format!("no pods in namespace {namespace}; there are some in: {}", namespaces.join(", "));
+    }
+    format!("pods in {namespace}: {}", names.join(", "))
+}

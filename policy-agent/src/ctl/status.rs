@@ -1,0 +1,139 @@
+//! `policyctl status`: how the agent is doing, worst things in colour.
+
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use crate::api::json;
+use crate::ctl::args::{AgentOutput, TableForm};
+use crate::ctl::client;
+use crate::ctl::failure::Failure;
+use crate::ctl::screen::{Colour, Screen, time};
+use crate::proto::agent::{EndpointSummary, Problem, Source, StatusRequest, StatusResponse, TableUsage};
+
+/// Runs the command.
+///
+/// # Errors
+/// When the agent cannot be reached or the output cannot be written.
+pub async fn run(socket: &Path, args: &AgentOutput, screen: &mut Screen<'_>) -> Result<(), Failure> {
+    let status = client::agent(socket).await?.status(StatusRequest {}).await?.into_inner();
+    match args.output {
+        TableForm::Json => writeln!(screen.out, "{}", json::full("policyagent.v1.StatusResponse", &status)?)?,
+        TableForm::Table => text(&status, screen)?,
+    }
+    Ok(())
+}
+
+fn text(status: &StatusResponse, screen: &mut Screen<'_>) -> io::Result<()> {
+    let state = if status.ready {
+        screen.paint(Colour::Green, "ready")
+    } else {
+        screen.paint(Colour::Red, "not ready")
+    };
+    let started = time(&screen.zone, status.started.as_ref(), "%Y-%m-%d %H:%M:%S %Z");
+    writeln!(screen.out, "policy-agent {} on {}: {state}", status.version, status.node_name)?;
+    writeln!(screen.out, "  started      {started}")?;
+    writeln!(screen.out, "  kernel       {}", status.kernel)?;
+    writeln!(screen.out, "  enforcement  plan {}", status.enforcement)?;
+    if let Some(endpoints) = &status.endpoints {
+        writeln!(screen.out, "  endpoints    {}", endpoint_words(endpoints, screen))?;
+    }
+    if !status.objects.is_empty() {
+        let counts: Vec<_> =
+            status.objects.iter().map(|object| format!("{} {}", object.count, object.name)).collect();
+        writeln!(screen.out, "  objects      {}", counts.join(", "))?;
+    }
+    sources(&status.sources, screen)?;
+    problems(&status.problems, screen)?;
+    tables(&status.tables, screen)?;
+    losses(status, screen)?;
+    features(status, screen)
+}
+
+fn endpoint_words(summary: &EndpointSummary, screen: &Screen<'_>) -> String {
+    let EndpointSummary { total, enforced, pending, unenforced } = *summary;
+    let mut words = format!("{total}: {enforced} enforced");
+    if pending > 0 {
+        words.push_str(&screen.paint(Colour::Yellow, &format!(", {pending} pending")));
+    }
+    if unenforced > 0 {
+        words.push_str(&screen.paint(Colour::Red, &format!(", {unenforced} NOT ENFORCED")));
+    }
+    words
+}
+
+fn sources(sources: &[Source], screen: &mut Screen<'_>) -> io::Result<()> {
+    if sources.is_empty() {
+        return Ok(());
+    }
+    writeln!(screen.out, "\nsources")?;
+    for source in sources {
+        let state = if !source.error.is_empty() {
+            screen.paint(Colour::Red, &source.error)
+        } else if source.synced {
+            "synced".to_owned()
+        } else {
+            screen.paint(Colour::Yellow, "not yet read")
+        };
+        let changed = time(&screen.zone, source.last_change.as_ref(), "%Y-%m-%d %H:%M:%S %Z");
+        writeln!(screen.out, "  {} {}: {state}, last change {changed}", source.kind, source.location)?;
+    }
+    Ok(())
+}
+
+fn problems(problems: &[Problem], screen: &mut Screen<'_>) -> io::Result<()> {
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let heading = screen.paint(Colour::Red, &format!("problems ({})", problems.len()));
+    writeln!(screen.out, "\n{heading}")?;
+    for problem in problems {
+        let parts = [&problem.location, &problem.object, &problem.field, &problem.message];
+        let parts: Vec<&str> =
+            parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
+        writeln!(screen.out, "  {}", parts.join(": "))?;
+    }
+    Ok(())
+}
+
+fn tables(tables: &[TableUsage], screen: &mut Screen<'_>) -> io::Result<()> {
+    if tables.is_empty() {
+        return Ok(());
+    }
+    writeln!(screen.out)?;
+    let row = |table: &TableUsage| {
+        let share = table.used as f64 * 100.0 / table.limit.max(1) as f64;
+        let used = table.used.to_string();
+        vec![table.name.clone(), used, table.limit.to_string(), format!("{share:.1} %")]
+    };
+    screen.table(&["TABLE", "USED", "LIMIT", "SHARE"], tables.iter().map(row).collect())
+}
+
+fn losses(status: &StatusResponse, screen: &mut Screen<'_>) -> io::Result<()> {
+    if status.losses.is_empty() {
+        return Ok(());
+    }
+    writeln!(screen.out, "\nlosses")?;
+    for loss in &status.losses {
+        let count = if loss.count == 0 {
+            "0".to_owned()
+        } else {
+            screen.paint(Colour::Yellow, &loss.count.to_string())
+        };
+        let help = if loss.help.is_empty() { String::new() } else { format!(" ({})", loss.help) };
+        writeln!(screen.out, "  {}: {count}{help}", loss.name)?;
+    }
+    Ok(())
+}
+
+fn features(status: &StatusResponse, screen: &mut Screen<'_>) -> io::Result<()> {
+    if status.features.is_empty() {
+        return Ok(());
+    }
+    writeln!(screen.out, "\nkernel features")?;
+    for feature in &status.features {
+        let has = if feature.available { "yes" } else { "no" };
+        let detail = if feature.detail.is_empty() { String::new() } else { format!(" ({})", feature.detail) };
+        writeln!(screen.out, "  {}: {has}{detail}", feature.name)?;
+    }
+    Ok(())
+}

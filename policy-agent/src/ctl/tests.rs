@@ -1,0 +1,277 @@
+//! Whole commands against a server that answers what the test wants, and against manifests on disk.
+
+use std::fs;
+use std::path::Path;
+
+use jiff::tz::TimeZone;
+use prost_types::Timestamp;
+
+use super::*;
+use crate::api::fake::{Fake, Running, directory};
+use crate::events::Bus;
+use crate::proto::agent::{
+    Count, Endpoint, EndpointState, EndpointSummary, Feature, Loss, Policy, Problem, Source, StatusResponse,
+    TableUsage, WaitResponse,
+};
+
+/// What a command wrote, and how it ended.
+pub(crate) struct Ran {
+    pub(crate) out: String,
+    pub(crate) err: String,
+    pub(crate) exit: u8,
+}
+
+/// Runs a command line, words separated by spaces.
+pub(crate) async fn policyctl(socket: &Path, line: &str) -> Ran {
+    let socket = format!("--socket={}", socket.display());
+    let words = ["policyctl", &socket].into_iter().chain(line.split_whitespace());
+    let cli = Cli::try_parse_from(words).unwrap();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut screen =
+        Screen { out: Box::new(&mut out), err: Box::new(&mut err), colour: false, zone: TimeZone::UTC };
+    let result = run(&cli, &mut screen).await;
+    drop(screen);
+    let (out, mut err) = (String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap());
+    let exit = match result {
+        Ok(()) => 0,
+        Err(failure) => {
+            err.push_str(&failure.to_string());
+            failure.exit
+        }
+    };
+    Ran { out, err, exit }
+}
+
+fn fake() -> Fake {
+    let time = |seconds| Some(Timestamp { seconds, nanos: 0 });
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    Fake {
+        status: StatusResponse {
+            version: "1.2.3".into(),
+            node_name: "node-a".into(),
+            started: time(1_790_000_000),
+            kernel: "6.18.0".into(),
+            enforcement: 12,
+            ready: false,
+            sources: vec![Source {
+                kind: "files".into(),
+                location: "/m".into(),
+                synced: true,
+                last_change: time(1_790_000_060),
+                error: String::new(),
+            }],
+            problems: vec![Problem {
+                object: "NetworkPolicy shop/db".into(),
+                field: "spec.ingress[0].ports[1].endPort".into(),
+                message: "less than port; this entry matches nothing".into(),
+                location: "/m/db.yaml:3".into(),
+            }],
+            endpoints: Some(EndpointSummary { total: 3, enforced: 1, pending: 1, unenforced: 1 }),
+            tables: vec![TableUsage { name: "rows".into(), used: 4, limit: 512 }],
+            losses: vec![Loss { name: "ring_full".into(), count: 2, help: "events that did not fit".into() }],
+            features: vec![Feature { name: "tcx".into(), available: false, detail: "clsact instead".into() }],
+            objects: vec![Count { name: "pods".into(), count: 3 }],
+        },
+        policies: vec![
+            Policy {
+                namespace: "shop".into(),
+                name: "db-allow".into(),
+                kind: "NetworkPolicy".into(),
+                ingress: true,
+                ingress_rules: 2,
+                selected_pods: 3,
+                local_pods: 1,
+                selector: "app=db".into(),
+                problems: 1,
+                ..Policy::default()
+            },
+            Policy {
+                namespace: "shop".into(),
+                name: "deny".into(),
+                ingress: true,
+                egress: true,
+                ..Policy::default()
+            },
+        ],
+        endpoints: vec![
+            Endpoint {
+                namespace: "shop".into(),
+                pod: "db-0".into(),
+                addresses: names(&["10.0.0.12", "fd00::12"]),
+                state: EndpointState::Enforced.into(),
+                interface: "veth12".into(),
+                ifindex: 7,
+                ingress_isolated_by: names(&["shop/db-allow", "shop/deny"]),
+                egress_isolated_by: names(&["shop/deny"]),
+                dropped_packets: 42,
+                started_unprotected: true,
+                ..Endpoint::default()
+            },
+            Endpoint {
+                namespace: "shop".into(),
+                pod: "lost".into(),
+                state: EndpointState::Unenforced.into(),
+                detail: "no interface found".into(),
+                ..Endpoint::default()
+            },
+        ],
+        wait: WaitResponse { done: true, enforcement: 12, missing: Vec::new() },
+    }
+}
+
+/// Compares with a file under `testdata`; trailing spaces are not part of an answer.
+fn snapshot(name: &str, written: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ctl/testdata").join(name);
+    let expected = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(written.trim_end(), expected.trim_end(), "\n{name} differs from:\n{written}");
+}
+
+#[tokio::test]
+async fn answers_of_the_agent_for_people() {
+    let dir = directory();
+    let running = Running::start(dir.path(), fake(), Bus::new(8, 8));
+    for (line, file) in
+        [("status", "status.txt"), ("get policies", "policies.txt"), ("get endpoints", "endpoints.txt")]
+    {
+        let ran = policyctl(&running.path, line).await;
+        assert_eq!((ran.exit, ran.err.as_str()), (0, ""), "{line}");
+        snapshot(file, &ran.out);
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn answers_of_the_agent_for_programs() {
+    let dir = directory();
+    let running = Running::start(dir.path(), fake(), Bus::new(8, 8));
+    let json = async |line: &str| -> serde_json::Value {
+        let ran = policyctl(&running.path, line).await;
+        serde_json::from_str(&ran.out).unwrap()
+    };
+    let status = json("status --output json").await;
+    assert_eq!((&status["enforcement"], &status["ready"]), (&12.into(), &false.into()));
+    assert_eq!(status["endpoints"]["unenforced"], 1);
+    let policies = json("get policies -o json").await;
+    assert_eq!(
+        (&policies["policies"][0]["name"], &policies["policies"][1]["egress_rules"]),
+        (&"db-allow".into(), &0.into())
+    );
+    let endpoints = json("get endpoints -o json").await;
+    assert_eq!(endpoints["endpoints"][0]["state"], "ENDPOINT_STATE_ENFORCED");
+    assert_eq!(endpoints["endpoints"][1]["dropped_packets"], 0, "zeros are told to programs");
+    let wait = json("wait -o json").await;
+    assert_eq!((&wait["done"], &wait["missing"]), (&true.into(), &serde_json::json!([])));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn wait_says_what_is_missing_and_exits_2() {
+    let dir = directory();
+    let missing = vec!["pod shop/db-0: no interface found".to_owned()];
+    let wait = WaitResponse { done: false, enforcement: 3, missing };
+    let running = Running::start(dir.path(), Fake { wait, ..Fake::default() }, Bus::new(8, 8));
+    let ran = policyctl(&running.path, "wait --timeout 50ms").await;
+    assert_eq!((ran.exit, ran.out.as_str()), (2, ""));
+    assert!(ran.err.contains("after 50ms\n  pod shop/db-0: no interface found\nhint: "), "{}", ran.err);
+    running.stop().await;
+    let ran = policyctl(&dir.path().join("agent.sock"), "wait --timeout 1ms").await;
+    assert_eq!(ran.exit, 2);
+    assert!(ran.err.contains("cannot reach the agent"), "{}", ran.err);
+}
+
+#[tokio::test]
+async fn without_agent_there_is_a_hint() {
+    let dir = directory();
+    let path = dir.path().join("agent.sock");
+    for line in ["status", "get policies", "monitor", "monitor --last 1"] {
+        let ran = policyctl(&path, line).await;
+        assert_eq!((ran.exit, ran.out.as_str()), (1, ""), "{line}");
+        assert!(
+            ran.err.contains("cannot reach the agent") && ran.err.contains("hint: start policy-agent"),
+            "{}",
+            ran.err
+        );
+    }
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let ran = policyctl(&path, "status").await;
+    assert!(ran.err.contains("hint: is policy-agent running?"), "{}", ran.err);
+}
+
+const MANIFESTS: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: shop, labels: {app: client}}
+spec: {nodeName: n}
+status: {podIP: 10.0.0.11}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db, namespace: shop, labels: {app: db}}
+spec: {nodeName: n}
+status: {podIP: 10.0.0.12}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: db-allow, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: client}}}]
+    ports: [{port: 5432}]
+"#;
+
+async fn offline(line: &str) -> Ran {
+    let dir = directory();
+    fs::write(dir.path().join("all.yaml"), MANIFESTS).unwrap();
+    let line = line.replace("DIR", &dir.path().display().to_string());
+    policyctl(Path::new("/nonexistent"), &line).await
+}
+
+#[tokio::test]
+async fn the_matrix_has_a_row_for_each_pair_and_port() {
+    let ran = offline("matrix --manifests DIR --port 5432/TCP --port 80 --output json").await;
+    assert_eq!((ran.exit, ran.err.as_str()), (0, ""));
+    let matrix: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(matrix["rows"].as_array().unwrap().len(), 8);
+    let expected = serde_json::json!({
+        "from": "shop/client", "to": "shop/db", "port": 80, "protocol": "TCP",
+        "verdict": "deny", "ingress": "deny", "egress": "allow",
+    });
+    assert!(matrix["rows"].as_array().unwrap().contains(&expected), "{matrix}");
+    let table = offline("matrix --manifests DIR --port 80").await;
+    snapshot("matrix.txt", &table.out);
+}
+
+#[tokio::test]
+async fn an_explanation_names_the_nearest_rule() {
+    let ran = offline("explain --manifests DIR --from shop/client --to shop/db --port 9999/TCP").await;
+    assert_eq!((ran.exit, ran.err.as_str()), (0, ""));
+    snapshot("explain.txt", &ran.out);
+    let ran = offline("explain --manifests DIR --from 192.0.2.7 --to shop/db --port 5432 -o json").await;
+    let answer: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(
+        (&answer["verdict"], &answer["flows"][0]["egress"]["pod"]),
+        (&"deny".into(), &serde_json::Value::Null)
+    );
+    let nearest = &answer["flows"][0]["ingress"]["nearest_rule"];
+    assert_eq!((&nearest["policy"], &nearest["field"]), (&"shop/db-allow".into(), &"address".into()));
+}
+
+#[tokio::test]
+async fn bad_questions_get_hints() {
+    for (line, message, hint) in [
+        ("matrix --manifests DIR/none --port 80", "cannot read", "takes a directory"),
+        (
+            "explain --manifests DIR --from db --to shop/db --port 80",
+            "neither a pod nor an address",
+            "shop/db",
+        ),
+        ("explain --manifests DIR --from shop/web --to shop/db --port 80", "no pod shop/web", "client, db"),
+        ("explain --manifests DIR --from dev/web --to shop/db --port 80", "no pod dev/web", "in: shop"),
+        ("explain --manifests DIR --from ::1 --to shop/db --port 80", "no address family in common", ""),
+    ] {
+        let ran = offline(line).await;
+        assert_eq!((ran.exit, ran.out.as_str()), (1, ""), "{line}");
+        assert!(ran.err.contains(message) && ran.err.contains(hint), "{line}: {}", ran.err);
+    }
+}
