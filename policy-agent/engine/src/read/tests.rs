@@ -181,66 +181,56 @@ fn absent_null_and_empty() {
     }
 }
 
+/// A selector, where its problem is, and what is said.
+const BAD_SELECTORS: [(&str, &str, &str); 22] = [
+    (
+        "{matchExpressions: [{key: a, operator: Gt, values: ['1']}]}",
+        ".matchExpressions[0].operator",
+        "\"Gt\"",
+    ),
+    ("{matchExpressions: [{key: a, operator: in, values: [b]}]}", ".matchExpressions[0].operator", "\"in\""),
+    ("{matchExpressions: [{key: a, values: [b]}]}", ".matchExpressions[0]", "has no operator"),
+    ("{matchExpressions: [{key: a, operator: null}]}", ".matchExpressions[0]", "has no operator"),
+    ("{matchExpressions: [{key: a, operator: 1}]}", ".matchExpressions[0].operator", "must be a string"),
+    ("{matchExpressions: [{key: a, operator: In}]}", ".matchExpressions[0]", "needs values"),
+    ("{matchExpressions: [{key: a, operator: NotIn, values: []}]}", ".matchExpressions[0]", "needs values"),
+    (
+        "{matchExpressions: [{key: a, operator: Exists, values: [b]}]}",
+        ".matchExpressions[0].values",
+        "takes no",
+    ),
+    ("{matchExpressions: [{operator: DoesNotExist}]}", ".matchExpressions[0]", "has no key"),
+    ("{matchExpressions: [{key: a b, operator: DoesNotExist}]}", ".matchExpressions[0].key", "no label key"),
+    (
+        "{matchExpressions: [{key: a, operator: NotIn, values: ['b c']}]}",
+        ".matchExpressions[0].values[0]",
+        "\"b c\"",
+    ),
+    (
+        "{matchExpressions: [{key: a, operator: NotIn, values: b}]}",
+        ".matchExpressions[0].values",
+        "must be a list",
+    ),
+    (
+        "{matchExpressions: [{key: a, operator: NotIn, values: [1]}]}",
+        ".matchExpressions[0].values[0]",
+        "a number",
+    ),
+    ("{matchExpressions: [{key: a, operator: Exists, x: 1}]}", ".matchExpressions[0].x", "unknown field"),
+    ("{matchExpressions: [null]}", ".matchExpressions[0]", "is null"),
+    ("{matchExpressions: {key: a}}", ".matchExpressions", "must be a list"),
+    ("{matchLabels: [a]}", ".matchLabels", "must be an object"),
+    ("{matchLabels: {a: 1}}", ".matchLabels[a]", "must be a string"),
+    ("{matchLabels: {a b: c}}", ".matchLabels[a b]", "no label key"),
+    ("{matchLabels: {a: b c}}", ".matchLabels[a]", "no label value"),
+    ("{matchLabel: {a: b}}", ".matchLabel", "unknown field"),
+    ("[]", "", "must be an object"),
+];
+
 /// Edge cases 10, 146.
 #[test]
 fn bad_selectors_match_nothing() {
-    let cases = [
-        (
-            "{matchExpressions: [{key: a, operator: Gt, values: ['1']}]}",
-            ".matchExpressions[0].operator",
-            "\"Gt\"",
-        ),
-        (
-            "{matchExpressions: [{key: a, operator: in, values: [b]}]}",
-            ".matchExpressions[0].operator",
-            "\"in\"",
-        ),
-        ("{matchExpressions: [{key: a, values: [b]}]}", ".matchExpressions[0]", "has no operator"),
-        ("{matchExpressions: [{key: a, operator: null}]}", ".matchExpressions[0]", "has no operator"),
-        ("{matchExpressions: [{key: a, operator: 1}]}", ".matchExpressions[0].operator", "must be a string"),
-        ("{matchExpressions: [{key: a, operator: In}]}", ".matchExpressions[0]", "needs values"),
-        (
-            "{matchExpressions: [{key: a, operator: NotIn, values: []}]}",
-            ".matchExpressions[0]",
-            "needs values",
-        ),
-        (
-            "{matchExpressions: [{key: a, operator: Exists, values: [b]}]}",
-            ".matchExpressions[0].values",
-            "takes no",
-        ),
-        ("{matchExpressions: [{operator: DoesNotExist}]}", ".matchExpressions[0]", "has no key"),
-        (
-            "{matchExpressions: [{key: a b, operator: DoesNotExist}]}",
-            ".matchExpressions[0].key",
-            "no label key",
-        ),
-        (
-            "{matchExpressions: [{key: a, operator: NotIn, values: ['b c']}]}",
-            ".matchExpressions[0].values[0]",
-            "\"b c\"",
-        ),
-        (
-            "{matchExpressions: [{key: a, operator: NotIn, values: b}]}",
-            ".matchExpressions[0].values",
-            "must be a list",
-        ),
-        (
-            "{matchExpressions: [{key: a, operator: NotIn, values: [1]}]}",
-            ".matchExpressions[0].values[0]",
-            "a number",
-        ),
-        ("{matchExpressions: [{key: a, operator: Exists, x: 1}]}", ".matchExpressions[0].x", "unknown field"),
-        ("{matchExpressions: [null]}", ".matchExpressions[0]", "is null"),
-        ("{matchExpressions: {key: a}}", ".matchExpressions", "must be a list"),
-        ("{matchLabels: [a]}", ".matchLabels", "must be an object"),
-        ("{matchLabels: {a: 1}}", ".matchLabels[a]", "must be a string"),
-        ("{matchLabels: {a b: c}}", ".matchLabels[a b]", "no label key"),
-        ("{matchLabels: {a: b c}}", ".matchLabels[a]", "no label value"),
-        ("{matchLabel: {a: b}}", ".matchLabel", "unknown field"),
-        ("[]", "", "must be an object"),
-    ];
-    for (selector, path, words) in cases {
+    for (selector, path, words) in BAD_SELECTORS {
         for peer in ["podSelector", "namespaceSelector"] {
             let (rule, problems, broken) = read_rule(&format!("{{from: [{{{peer}: {selector}}}]}}"));
             let Peers::Any(peers) = rule.peers else { panic!("{selector}") };
