@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -130,6 +131,25 @@ fn the_hosts_own_addresses_follow_every_interface() {
     node.rtnl().delete_address(bridge, "198.51.100.1/24".parse().unwrap()).unwrap();
     until(&events, |c| c.host_addresses);
     assert!(!discovery.snapshot().unwrap().host_addresses.contains(&ip("198.51.100.1")));
+}
+
+#[test]
+fn lost_events_are_told() {
+    let mut node = Node::new(Topology::Ptp).unwrap();
+    let events = node.ns().run(|| Events::open().unwrap());
+    let size: libc::c_int = 1; // the kernel takes its minimum, a few messages
+    // SAFETY: points to one integer, as the length says.
+    let done = unsafe {
+        let (level, option) = (libc::SOL_SOCKET, libc::SO_RCVBUF);
+        libc::setsockopt(events.as_raw_fd(), level, option, (&raw const size).cast(), size_of_val(&size) as _)
+    };
+    assert_eq!(done, 0);
+    for round in 0..8u8 {
+        node.add(&format!("p{round}"), Attach::Pod, &[IpAddr::from([10, 244, 1, round])]).unwrap();
+    }
+    assert!(until(&events, |c| c.lost).lost);
+    node.add("late", Attach::Pod, &[ip("10.244.2.1")]).unwrap();
+    until(&events, |c| c.pod_addresses || c.lost);
 }
 
 #[test]

@@ -114,7 +114,7 @@ impl Executor {
         let map = &self.maps[MapId::Locals];
         let there = self.locals(slot)?;
         for (key, _) in there.iter().filter(|(key, _)| !wanted.contains(key)) {
-            map.remove(bytes_of(key)).map_err(map.failed("remove from"))?;
+            gone(map, bytes_of(key))?;
         }
         let mut taken: Vec<(u32, u32)> =
             there.iter().filter(|(key, _)| wanted.contains(key)).map(|(key, i)| (key.family, *i)).collect();
@@ -187,11 +187,7 @@ impl Executor {
         if InterfaceWord::unpack(self.iface.load(place, 0)?).ifindex == ifindex {
             self.iface.store(place, 0, 0)?;
         }
-        let map = &self.maps[MapId::IfaceX];
-        match map.remove(bytes_of(&ifindex)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(map.failed("remove from")),
-        }
+        gone(&self.maps[MapId::IfaceX], bytes_of(&ifindex))
     }
 
     /// Slot of an interface, if its packets are judged.
@@ -300,10 +296,6 @@ impl Retirement {
     pub fn run(self) -> Result<Vec<u16>> {
         let failed = |source| Error::Map { action: "wait for readers of", map: "EP", source };
         self.grace.wait().map_err(failed)?;
-        let gone = |map: &Map, key: &[u8]| match map.remove(key) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(map.failed("remove from")(e)),
-            _ => Ok(()),
-        };
         for (fd, id) in self.flows.into_iter().zip([MapId::Flows4, MapId::Flows6]) {
             let map = Map::new(fd, id.spec())?;
             self.slots.iter().try_for_each(|slot| gone(&map, bytes_of(&u32::from(*slot))))?;
@@ -317,6 +309,14 @@ impl Retirement {
             words.store(u32::from(*slot), endpoint_words::IDENTITY, generation << 48)?;
         }
         Ok(self.slots)
+    }
+}
+
+/// Removes an element; that it is gone already is fine.
+fn gone(map: &Map, key: &[u8]) -> Result<()> {
+    match map.remove(key) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(map.failed("remove from")),
     }
 }
 

@@ -1,5 +1,6 @@
 //! One open kernel map: elements by key with their lengths checked, and memory-mapped words.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -116,10 +117,10 @@ impl Map {
         }
     }
 
-    /// All elements of a map whose values fit one CPU. Elements that come or go meanwhile may be missed; the walk
-    /// ends after as many steps as the map has entries, because a removed key makes the kernel start over.
-    pub fn elements(&self) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let mut found = Vec::new();
+    /// All elements of a map whose values fit one CPU, by key. Elements that come or go meanwhile may be missed; the
+    /// walk ends after as many steps as the map has entries, because a removed key makes the kernel start over.
+    pub fn elements(&self) -> io::Result<BTreeMap<Vec<u8>, Vec<u8>>> {
+        let mut found = BTreeMap::new();
         let mut key = vec![0; self.spec.key as usize];
         let mut from = std::ptr::null();
         for _ in 0..=self.spec.entries {
@@ -132,7 +133,7 @@ impl Map {
             }
             from = key.as_ptr();
             if let Some(value) = self.get(&key)? {
-                found.push((key.clone(), value));
+                found.insert(key.clone(), value);
             }
         }
         Ok(found)
