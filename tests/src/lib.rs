@@ -1,5 +1,6 @@
 //! Test harness: nodes made of network namespaces, packets that sockets cannot send, scenarios with truth tables.
 
+pub mod agent;
 pub mod backend;
 pub mod net;
 pub mod pins;

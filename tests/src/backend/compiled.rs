@@ -88,7 +88,12 @@ impl Compiled {
         let place = |name: &str| places.get(name).with_context(|| format!("no place {name}"));
         let egress = self.side(place(&pair.from)?, Direction::Egress, &query);
         let ingress = self.side(place(&pair.to)?, Direction::Ingress, &query);
-        Ok(Seen { allow: egress.zip(ingress).map(|(egress, ingress)| egress && ingress), ingress, egress })
+        Ok(Seen {
+            allow: egress.zip(ingress).map(|(egress, ingress)| egress && ingress),
+            ingress,
+            egress,
+            note: String::new(),
+        })
     }
 }
 

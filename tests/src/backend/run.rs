@@ -3,15 +3,15 @@
 use crate::{
     net::Family,
     scenario::{
-        AgentAction, Case, Expected, Pair, Place, Session, SessionExpect, SessionOpen, SessionSend,
-        SessionState, State,
+        AgentAction, Case, Expected, Pair, Place, Port, Session, SessionExpect, SessionOpen, SessionSend,
+        SessionState, State, Transport,
     },
 };
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 
 /// What a back end found out about a pair; `None`: it cannot tell.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Whether it passes.
     pub allow: Option<bool>,
@@ -19,10 +19,22 @@ pub struct Seen {
     pub ingress: Option<bool>,
     /// Whether the source's egress lets it pass.
     pub egress: Option<bool>,
+    /// What else there is to say.
+    pub note: String,
 }
 
 /// Something that holds a cluster and answers whether packets pass in it.
 pub trait Backend {
+    /// Another scenario begins: what the last one opened is forgotten.
+    fn begin(&mut self, _case: &Case) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether it must be shown first that without any policy every pair passes, so that a denial means something.
+    fn needs_open_baseline(&self) -> bool {
+        false
+    }
+
     /// Makes the back end's cluster equal to `state`, and returns once it is in force.
     fn sync(&mut self, state: &State) -> Result<()>;
 
@@ -52,8 +64,17 @@ pub type Places = BTreeMap<String, Place>;
 /// Runs all steps; the result lists every difference, one a line. An error is a scenario that cannot run.
 pub fn run(case: &Case, backend: &mut dyn Backend) -> Result<Vec<String>> {
     let mut state = State::new(case)?;
+    backend.begin(case)?;
     backend.sync(&state).context("sync before the first step")?;
     let mut differences = Vec::new();
+    if backend.needs_open_baseline() {
+        let table = Expected::all_open(&some_ports(case), &state);
+        let seen = backend.probe(&places_of(&state), &table, None).context("before the first step")?;
+        let pairs = table.iter().zip(&seen);
+        differences.extend(
+            pairs.filter_map(|(e, s)| compare(e, s)).map(|text| format!("before the first step: {text}")),
+        );
+    }
     for (n, step) in case.steps.iter().enumerate() {
         let label =
             if step.name.is_empty() { format!("step {n}") } else { format!("step {n} ({})", step.name) };
@@ -65,7 +86,7 @@ pub fn run(case: &Case, backend: &mut dyn Backend) -> Result<Vec<String>> {
             backend.agent(*action).with_context(|| format!("{label}: agent {action:?}"))?;
         }
         backend.sync(&state).with_context(|| format!("{label}: sync"))?;
-        let places: Places = state.places().into_iter().map(|place| (place.name.clone(), place)).collect();
+        let places = places_of(&state);
         for session in &step.sessions {
             let found = use_session(session, backend, &places, &state).with_context(|| label.clone())?;
             differences.extend(found.map(|text| format!("{label}: {text}")));
@@ -80,6 +101,21 @@ pub fn run(case: &Case, backend: &mut dyn Backend) -> Result<Vec<String>> {
         }
     }
     Ok(differences)
+}
+
+fn places_of(state: &State) -> Places {
+    state.places().into_iter().map(|place| (place.name.clone(), place)).collect()
+}
+
+/// One port of every protocol that the scenario is about: enough to show that the way is open.
+fn some_ports(case: &Case) -> Vec<Port> {
+    let ports = case
+        .steps
+        .iter()
+        .filter_map(|step| step.expect.as_ref())
+        .flat_map(|expect| expect.ports.iter().copied());
+    let first: BTreeMap<Transport, Port> = ports.map(|port| (port.transport, port)).collect();
+    first.into_values().collect()
 }
 
 fn compare(expected: &Expected, seen: &Seen) -> Option<String> {
@@ -98,7 +134,8 @@ fn compare(expected: &Expected, seen: &Seen) -> Option<String> {
     };
     let found: Vec<String> =
         checks.into_iter().filter_map(|(side, check)| Some(text((side, check?)))).collect();
-    (!found.is_empty()).then(|| found.join("; "))
+    let note = if seen.note.is_empty() { String::new() } else { format!(" ({})", seen.note) };
+    (!found.is_empty()).then(|| found.join("; ") + &note)
 }
 
 fn use_session(

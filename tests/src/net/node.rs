@@ -1,6 +1,7 @@
 //! One Kubernetes node: a namespace in the middle, pods around it as a CNI would wire them, and the outside world.
 
 use super::{Netns, Rtnl, sysctl};
+use crate::pkt::{Frame, Ip, LinkSocket};
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use std::{
@@ -223,6 +224,9 @@ impl Node {
                 Topology::Bridge => self.wire_bridge(&rtnl, inner.index, *ip)?,
             }
         }
+        if self.topology == Topology::Bridge {
+            announce(&ns, inner.mac, ips)?;
+        }
         let gateway_mac = match self.topology {
             Topology::Ptp => outer.mac,
             Topology::Bridge => Self::BRIDGE_MAC,
@@ -280,6 +284,24 @@ impl Node {
             host_index: self.uplink,
         })
     }
+}
+
+/// Tells everyone on the bridge who has the addresses now, as a CNI does: another pod may have had them before.
+fn announce(ns: &Netns, mac: [u8; 6], ips: &[IpAddr]) -> Result<()> {
+    let socket = LinkSocket::open(ns, Node::POD_LINK)?;
+    for ip in ips {
+        let frame = match ip {
+            IpAddr::V4(ip) => Frame::arp_request(mac, *ip, *ip),
+            IpAddr::V6(ip) => {
+                let everyone = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+                let packet =
+                    Ip::new((*ip).into(), everyone.into()).hop_limit(255).neighbour_advertisement(*ip, mac);
+                packet.ethernet(mac, [0x33, 0x33, 0, 0, 0, 1])
+            }
+        };
+        socket.send(&frame.bytes)?;
+    }
+    Ok(())
 }
 
 fn gateway(ip: IpAddr) -> IpAddr {
@@ -351,6 +373,14 @@ mod tests {
         node.remove("out").unwrap();
         let again = node.add("b", Attach::Pod, &[ip("203.0.113.5"), ip("2001:db8::5")]).unwrap();
         assert!(reaches(&a, &again, crate::net::Family::V4), "an address moves from outside to a pod");
+        node.remove("a").unwrap();
+        let other = node.add("a", Attach::Pod, &[ip("10.244.0.10"), ip("fd00:10:244::a")]).unwrap();
+        for family in [crate::net::Family::V4, crate::net::Family::V6] {
+            assert!(
+                reaches(&odd, &other, family),
+                "an address moves from pod to pod, {family:?} {topology:?}"
+            );
+        }
     }
 
     #[test]

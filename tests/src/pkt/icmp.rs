@@ -75,9 +75,9 @@ impl Ip {
         self.icmp(135, 0, &body)
     }
 
-    /// A neighbour advertisement of `target`, solicited and overriding.
+    /// An unsolicited neighbour advertisement of `target` that overrides what others remember.
     pub fn neighbour_advertisement(self, target: Ipv6Addr, mac: [u8; 6]) -> Packet {
-        let mut body = vec![0x60, 0, 0, 0];
+        let mut body = vec![0x20, 0, 0, 0];
         body.extend(target.octets());
         body.extend([2, 1]);
         body.extend(mac);

@@ -1,0 +1,257 @@
+//! The real agent and its command line as children, inside the namespace of a node under test.
+
+use crate::{net::Node, scenario::State};
+use anyhow::{Context, Result, bail, ensure};
+use std::{
+    ffi::{CString, OsStr},
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant, SystemTime},
+};
+
+/// Where the kernel's pins live.
+const BPFFS: &str = "/sys/fs/bpf";
+/// Longest time that anything may take which is not being measured.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An agent on a node: its folders, its pins, and its process while it runs.
+#[derive(Debug)]
+pub struct Agent {
+    dir: tempfile::TempDir,
+    bpffs: PathBuf,
+    child: Option<Child>,
+    node: std::sync::Arc<crate::net::Netns>,
+    arguments: Vec<String>,
+}
+
+impl Agent {
+    /// Folders for an agent of this node; it is not started yet.
+    pub fn new(node: &Node) -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        mount_bpffs()?;
+        let dir = tempfile::Builder::new()
+            .prefix("policy-test-")
+            .tempdir()
+            .context("make a folder for the agent")?;
+        for part in ["manifests", "staging", "state"] {
+            fs::create_dir(dir.path().join(part)).context("make a folder for the agent")?;
+        }
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let bpffs = Path::new(BPFFS).join(format!("policy-test-{}-{number}", std::process::id()));
+        Ok(Self { dir, bpffs, child: None, node: node.ns().clone(), arguments: Vec::new() })
+    }
+
+    /// Further arguments for `policy-agent run`.
+    pub fn arguments(mut self, arguments: &[&str]) -> Self {
+        self.arguments = arguments.iter().map(|text| (*text).to_owned()).collect();
+        self
+    }
+
+    /// Starts the process and returns once it answers.
+    pub fn start(&mut self) -> Result<()> {
+        ensure!(self.child.is_none(), "the agent runs already");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .context("open the agent's log")?;
+        let mut command = self.command("policy-agent")?;
+        command.arg("run").arg("--manifests").arg(self.manifests());
+        command.args(["--node-name", State::NODE, "--log", "info"]);
+        command.arg("--socket").arg(self.socket());
+        command.arg("--bpffs").arg(&self.bpffs);
+        command.arg("--state-dir").arg(self.dir.path().join("state"));
+        command.args(&self.arguments);
+        command.stdout(log.try_clone()?).stderr(log).stdin(Stdio::null());
+        self.child = Some(command.spawn().context("start policy-agent")?);
+        let end = Instant::now() + PATIENCE;
+        loop {
+            ensure!(self.is_running()?, "the agent ended at once:\n{}", self.log());
+            if std::os::unix::net::UnixStream::connect(self.socket()).is_ok() {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "the agent does not listen:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Kills the process without a chance to clean up.
+    pub fn kill(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("the agent does not run")?;
+        child.kill().context("kill the agent")?;
+        child.wait().context("wait for the killed agent").map(drop)
+    }
+
+    /// Whether the process runs.
+    pub fn is_running(&mut self) -> Result<bool> {
+        let Some(child) = &mut self.child else { return Ok(false) };
+        Ok(child.try_wait().context("look at the agent")?.is_none())
+    }
+
+    /// Process id while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Returns once the kernel enforces all that the folder holds.
+    pub fn wait(&mut self) -> Result<()> {
+        let timeout = format!("{}s", PATIENCE.as_secs());
+        let output = self.ctl(["wait", "--timeout", &timeout])?;
+        let running = self.is_running()?;
+        ensure!(
+            output.status.success(),
+            "policyctl wait: {}\n{}{}agent runs: {running}; its log:\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+            self.log()
+        );
+        Ok(())
+    }
+
+    /// Runs `policyctl` against this agent and returns what it printed.
+    pub fn ctl<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Result<Output> {
+        let mut command = self.command("policyctl")?;
+        command.arg("--socket").arg(self.socket()).args(arguments).stdin(Stdio::null());
+        command.output().context("run policyctl")
+    }
+
+    /// Starts a `policyctl` that keeps running, with its output in a pipe.
+    pub fn ctl_child<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Result<Child> {
+        let mut command = self.command("policyctl")?;
+        command.arg("--socket").arg(self.socket()).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().context("start policyctl")
+    }
+
+    /// Runs `policy-agent cleanup`, which must succeed.
+    pub fn cleanup(&self) -> Result<()> {
+        let mut command = self.command("policy-agent")?;
+        command.arg("cleanup").arg("--bpffs").arg(&self.bpffs);
+        command.arg("--state-dir").arg(self.dir.path().join("state"));
+        let output = command.output().context("run policy-agent cleanup")?;
+        ensure!(
+            output.status.success(),
+            "policy-agent cleanup: {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+
+    /// Puts a manifest into the folder in one step: no reader sees half of it.
+    pub fn write_manifest(&self, name: &str, text: &str) -> Result<()> {
+        let staged = self.dir.path().join("staging").join(name);
+        fs::write(&staged, text).with_context(|| format!("write {}", staged.display()))?;
+        fs::rename(&staged, self.manifests().join(name))
+            .with_context(|| format!("move {name} into the folder"))
+    }
+
+    /// Takes a manifest out of the folder.
+    pub fn remove_manifest(&self, name: &str) -> Result<()> {
+        fs::remove_file(self.manifests().join(name)).with_context(|| format!("remove the manifest {name}"))
+    }
+
+    /// The folder of manifests.
+    pub fn manifests(&self) -> PathBuf {
+        self.dir.path().join("manifests")
+    }
+
+    /// The folder of its pins.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("agent.sock")
+    }
+
+    /// The end of its log.
+    pub fn log(&self) -> String {
+        let text = fs::read_to_string(self.log_path()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.path().join("agent.log")
+    }
+
+    fn command(&self, program: &str) -> Result<Command> {
+        let mut command = Command::new(program_path(program)?);
+        self.node.enter_command(&mut command)?;
+        // What a failing test prints must not depend on the caller's terminal.
+        command.env("NO_COLOR", "1");
+        Ok(command)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+        if self.bpffs.exists()
+            && let Err(error) = self.cleanup()
+        {
+            eprintln!("cleaning up behind a test: {error:#}");
+        }
+        // Whatever a broken cleanup left: pins are files, and links go with their last pin.
+        drop(fs::remove_dir_all(&self.bpffs));
+    }
+}
+
+/// The program beside this test, which must be newer than its sources.
+pub fn program_path(program: &str) -> Result<PathBuf> {
+    let test = std::env::current_exe().context("where is this test")?;
+    let folder = test.parent().and_then(Path::parent).context("tests live in target/<profile>/deps")?;
+    let path = folder.join(program);
+    let hint = "hint: cargo build -p policy-agent --bins";
+    let Ok(built) = path.metadata().and_then(|meta| meta.modified()) else {
+        bail!("{} is missing\n{hint}", path.display());
+    };
+    let root = crate::scenario::root();
+    if !root.join("policy-agent/src").exists() {
+        // The tests run away from their sources, in a virtual machine for example.
+        return Ok(path);
+    }
+    for sources in ["policy-agent/src", "policy-agent/engine/src", "policy-common/src", "policy-ebpf/src"] {
+        if let Some((newest, when)) = newest(&root.join(sources))?
+            && when > built
+        {
+            bail!("{} is older than {}\n{hint}", path.display(), newest.display());
+        }
+    }
+    Ok(path)
+}
+
+fn newest(dir: &Path) -> Result<Option<(PathBuf, SystemTime)>> {
+    let mut found: Option<(PathBuf, SystemTime)> = None;
+    for entry in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
+        let path = entry?.path();
+        let next =
+            if path.is_dir() { newest(&path)? } else { Some((path.clone(), path.metadata()?.modified()?)) };
+        if next.as_ref().map(|(_, when)| when) > found.as_ref().map(|(_, when)| when) {
+            found = next;
+        }
+    }
+    Ok(found)
+}
+
+fn mount_bpffs() -> Result<()> {
+    let mounts = fs::read_to_string("/proc/mounts").context("read the list of mounts")?;
+    if mounts.lines().any(|line| line.split(' ').nth(1) == Some(BPFFS)) {
+        return Ok(());
+    }
+    let (source, target) = (CString::new("bpf")?, CString::new(BPFFS)?);
+    // SAFETY: strings that end with zero; no data is passed.
+    let done = unsafe { libc::mount(source.as_ptr(), target.as_ptr(), source.as_ptr(), 0, std::ptr::null()) };
+    // Another test process may have been faster.
+    let error = std::io::Error::last_os_error();
+    ensure!(done == 0 || error.raw_os_error() == Some(libc::EBUSY), "mount {BPFFS}: {error}");
+    Ok(())
+}

@@ -1,0 +1,235 @@
+//! Real packets as a back end: a node of namespaces, the real agent on it, sockets in its pods.
+
+use super::{
+    objects::{Change, Id, Objects},
+    run::{Backend, Places, Seen},
+};
+use crate::{
+    agent::Agent,
+    net::{Attach, Host, Node, Topology},
+    probe::{Link, Outcome, Probe, Responder, Want, verdicts},
+    scenario::{AgentAction, Case, Expected, Pair, Place, Port, SessionState, State, Where},
+};
+use anyhow::{Context, Result, bail};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+/// Bytes of payload unless a scenario asks for more.
+const SIZE: usize = 8;
+/// How long a connection that should be broken gets to prove the contrary.
+const BROKEN: Duration = Duration::from_millis(400);
+/// How long a connection that should be alive gets: TCP may be in the middle of a back-off.
+const ALIVE: Duration = Duration::from_secs(8);
+
+/// A node, its agent, and what a scenario has put on it.
+#[derive(Debug)]
+pub struct Wire {
+    // The agent goes first on drop: it must not see its node fall apart.
+    agent: Agent,
+    sessions: BTreeMap<String, Link>,
+    responder: Responder,
+    node: Node,
+    objects: Objects,
+    files: BTreeMap<Id, String>,
+    next_file: u32,
+    placed: BTreeMap<String, Placed>,
+    running: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Placed {
+    place: Place,
+    host: String,
+}
+
+impl Wire {
+    /// A node with a running agent and nothing else.
+    pub fn start(topology: Topology) -> Result<Self> {
+        let node = Node::new(topology)?;
+        let mut agent = Agent::new(&node)?;
+        agent.start()?;
+        Ok(Self {
+            agent,
+            sessions: BTreeMap::new(),
+            responder: Responder::start(),
+            node,
+            objects: Objects::default(),
+            files: BTreeMap::new(),
+            next_file: 0,
+            placed: BTreeMap::new(),
+            running: true,
+        })
+    }
+
+    /// The end of the agent's log, for messages.
+    pub fn log(&self) -> String {
+        self.agent.log()
+    }
+
+    /// Hosts of the node become those of the state: what changed its sandbox or address is made anew.
+    fn place(&mut self, state: &State) -> Result<()> {
+        let wanted: BTreeMap<String, Placed> = state
+            .places()
+            .into_iter()
+            .filter(|place| place.at != Where::Node)
+            .map(|place| (place.name.clone(), Placed { host: host_name(&place), place }))
+            .collect();
+        let keep: BTreeSet<&String> = wanted.values().map(|placed| &placed.host).collect();
+        let stale = |placed: &&Placed| match placed.place.at {
+            Where::Pod => wanted.get(&placed.place.name) != Some(*placed),
+            Where::Node | Where::Outside => !keep.contains(&placed.host),
+        };
+        let gone: BTreeSet<String> =
+            self.placed.values().filter(stale).map(|placed| placed.host.clone()).collect();
+        for host in gone {
+            self.responder.forget(&host);
+            self.node.remove(&host)?;
+        }
+        for placed in wanted.values() {
+            if self.node.host(&placed.host).is_none() {
+                let attach = if placed.place.at == Where::Pod { Attach::Pod } else { Attach::Outside };
+                self.node.add(&placed.host, attach, &placed.place.ips)?;
+            }
+        }
+        self.placed = wanted;
+        Ok(())
+    }
+
+    fn write(&mut self, state: &State) -> Result<()> {
+        for change in self.objects.update(state) {
+            match change {
+                Change::Put(id, object) => {
+                    let next = &mut self.next_file;
+                    let file = self.files.entry(id).or_insert_with(|| {
+                        *next += 1;
+                        format!("{next:06}.json")
+                    });
+                    self.agent.write_manifest(file, &object.to_string())?;
+                }
+                Change::Gone(id, _) => {
+                    let file = self.files.remove(&id).context("a manifest that was never written is gone")?;
+                    self.agent.remove_manifest(&file)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn host_of(&self, place: &Place) -> Result<Arc<Host>> {
+        if place.at == Where::Node {
+            return Ok(Arc::new(self.node.as_host()));
+        }
+        let name = host_name(place);
+        self.node.host(&name).cloned().with_context(|| format!("{} is not on the node", place.name))
+    }
+
+    fn question(&self, places: &Places, pair: &Pair, size: usize) -> Result<Probe> {
+        let place = |name: &str| places.get(name).with_context(|| format!("no place {name}"));
+        let (from, to) = (place(&pair.from)?, place(&pair.to)?);
+        let address = |place: &Place| place.ip(pair.family).with_context(|| format!("{pair}: no address"));
+        let ns = self.host_of(from)?.ns.clone();
+        Ok(Probe { ns, from: address(from)?, to: address(to)?, port: pair.port, size })
+    }
+
+    fn listen(&self, places: &Places, pairs: impl IntoIterator<Item = Pair>) -> Result<()> {
+        let mut ports: BTreeMap<String, BTreeSet<Port>> = BTreeMap::new();
+        for pair in pairs {
+            ports.entry(pair.to).or_default().insert(pair.port);
+        }
+        for (name, ports) in ports {
+            let place = places.get(&name).with_context(|| format!("no place {name}"))?;
+            let ports: Vec<Port> = ports.into_iter().collect();
+            self.responder.listen(&*self.host_of(place)?, &ports)?;
+        }
+        Ok(())
+    }
+}
+
+impl Backend for Wire {
+    fn begin(&mut self, _case: &Case) -> Result<()> {
+        self.sessions.clear();
+        Ok(())
+    }
+
+    fn needs_open_baseline(&self) -> bool {
+        true
+    }
+
+    fn sync(&mut self, state: &State) -> Result<()> {
+        self.place(state)?;
+        self.write(state)?;
+        if self.running { self.agent.wait() } else { Ok(()) }
+    }
+
+    fn agent(&mut self, action: AgentAction) -> Result<()> {
+        match action {
+            AgentAction::Stop => self.agent.kill()?,
+            AgentAction::Start => self.agent.start()?,
+            AgentAction::Restart => {
+                self.agent.kill()?;
+                self.agent.start()?;
+            }
+        }
+        self.running = action != AgentAction::Stop;
+        Ok(())
+    }
+
+    fn probe(&mut self, places: &Places, pairs: &[Expected], size: Option<usize>) -> Result<Vec<Seen>> {
+        self.listen(places, pairs.iter().map(|expected| expected.pair.clone()))?;
+        let mut seen = vec![Seen::default(); pairs.len()];
+        let (mut asked, mut probes, mut wants) = (Vec::new(), Vec::new(), Vec::new());
+        for (n, expected) in pairs.iter().enumerate() {
+            let place = |name: &str| places.get(name).with_context(|| format!("no place {name}"));
+            let Some(passes) = expected.on_the_wire(place(&expected.pair.from)?, place(&expected.pair.to)?)
+            else {
+                continue;
+            };
+            probes.push(self.question(places, &expected.pair, size.unwrap_or(SIZE))?);
+            wants.push(if passes { Want::Answer } else { Want::Silence });
+            asked.push(n);
+        }
+        for ((n, want), outcome) in asked.into_iter().zip(&wants).zip(verdicts(&probes, &wants)?) {
+            let agrees = match &outcome {
+                Outcome::Answered(_) => *want == Want::Answer,
+                Outcome::Silent => *want == Want::Silence,
+                // A drop is silent; whoever says no has seen the packet.
+                Outcome::Refused(why) => {
+                    seen[n].note = format!("refused: {why}");
+                    false
+                }
+            };
+            seen[n].allow = Some(pairs[n].allow == agrees);
+        }
+        Ok(seen)
+    }
+
+    fn open(&mut self, places: &Places, id: &str, pair: &Pair) -> Result<bool> {
+        self.listen(places, [pair.clone()])?;
+        let link = Link::open(&self.question(places, pair, SIZE)?, ALIVE)?;
+        let opened = link.is_some();
+        if let Some(link) = link {
+            self.sessions.insert(id.to_owned(), link);
+        }
+        Ok(opened)
+    }
+
+    fn is_alive(&mut self, _places: &Places, id: &str, expected: SessionState) -> Result<bool> {
+        let Some(link) = self.sessions.get_mut(id) else { bail!("no session {id}") };
+        let wait = match expected {
+            SessionState::Alive => ALIVE,
+            SessionState::Broken | SessionState::Either => BROKEN,
+        };
+        link.is_alive(wait)
+    }
+}
+
+/// Hosts outside share one namespace, and several names may stand for one of them.
+fn host_name(place: &Place) -> String {
+    match (place.at, place.ips.first()) {
+        (Where::Outside, Some(ip)) => format!("outside {ip}"),
+        (_, _) => place.name.clone(),
+    }
+}
