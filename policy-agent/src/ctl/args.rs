@@ -19,19 +19,21 @@ Exit codes:
   1  failed: the agent cannot be reached, a file cannot be read, an answer is missing
   2  bad command line; wait: not everything is enforced in time";
 
+// One paragraph a line: the text is wrapped to the terminal's width.
 const MONITOR_HELP: &str = "\
-Without --last and --since the stream begins now and goes on until interrupted. With one of them the past is shown, and
-the command ends unless --follow is given. While following, an agent that restarts is waited for.
+Without --last and --since the stream begins now and goes on until interrupted. With one of them the past is \
+shown, and the command ends unless --follow is given. While following, an agent that restarts is waited for.
 
-Values of one flag are alternatives; flags are combined. --pod, --namespace, --label, --ip and --port each match either
-end of a packet on their own.
+Values of one flag are alternatives; flags are combined. --pod, --namespace, --label, --ip and --port each match \
+either end of a packet on their own.
+
+--type verdict shows allowed new flows only if the agent runs with --verdicts.
 
 Examples:
-  policyctl monitor                                    every drop, as it happens
-  policyctl monitor --pod shop/db --last 20            the last 20 drops from or to the pods shop/db*
-  policyctl monitor --since 5m -f --output json        Hubble's JSON, one flow a line
-  policyctl monitor --type verdict --port 443          decisions on new flows (the agent must run with --verdicts
-                                                       to tell the allowed ones too)";
+  policyctl monitor                                  every drop, as it happens
+  policyctl monitor --pod shop/db --last 20          the last 20 drops from or to shop/db*
+  policyctl monitor --type drop,verdict --port 443   decisions too, for port 443
+  policyctl monitor --since 5m -f -o json            Hubble's JSON, one flow a line";
 
 const WAIT_HELP: &str = "\
 Exit code 0: the kernel enforces everything that the sources held when the command was called.

@@ -59,4 +59,6 @@ pub async fn run(cli: &Cli, screen: &mut Screen<'_>) -> Result<(), Failure> {
 }
 
 #[cfg(test)]
+mod docs;
+#[cfg(test)]
 mod tests;
