@@ -108,7 +108,7 @@ impl Files {
         self.known
             .retain(|path, _| files.contains_key(path) || unreadable.iter().any(|u| path.starts_with(u)));
         for (path, syntax) in files {
-            if !unsettled.contains(&path) {
+            if !is_unsettled(&path, unsettled) {
                 self.read(path, syntax);
             }
         }
@@ -170,6 +170,12 @@ fn merge(known: Option<&Known>, parsed: Parsed, path: &Path, stamp: Option<Stamp
     Known { stamp, documents, problems, good: false }
 }
 
+/// Events name the file itself, never a link to it.
+fn is_unsettled(path: &Path, unsettled: &HashSet<PathBuf>) -> bool {
+    !unsettled.is_empty()
+        && (unsettled.contains(path) || fs::canonicalize(path).is_ok_and(|p| unsettled.contains(&p)))
+}
+
 fn read_text(path: &Path) -> io::Result<String> {
     let size = fs::metadata(path)?.len();
     if size > MAX_SIZE {
@@ -212,6 +218,10 @@ impl Walk {
         self.directories.extend(
             root.parent().map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p }.to_owned()),
         );
+        if let Some(above) = root.parent() {
+            self.directories.insert(if above.as_os_str().is_empty() { ".".into() } else { above.to_owned() });
+        }
+        self.watch_target(root);
         match fs::metadata(root) {
             Ok(meta) if meta.is_dir() => self.enter(root, &meta),
             Ok(_) => {

@@ -1,7 +1,10 @@
 //! Where objects come from: manifests in a directory, each change as deltas of the world.
 
 pub mod files;
+pub mod objects;
+pub mod service;
 pub mod text;
+mod watch;
 
 use std::fmt;
 use std::sync::Arc;
@@ -35,7 +38,7 @@ pub struct Document {
     /// Where it was read.
     pub origin: Origin,
     /// The object.
-    pub value: Value,
+    pub value: Arc<Value>,
 }
 
 /// Kind, namespace and name of an object that is not yet interpreted.

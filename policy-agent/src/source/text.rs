@@ -179,7 +179,7 @@ impl Parsed {
         let kind = value.get("kind").and_then(Value::as_str).unwrap_or_default();
         let is_list = kind.ends_with("List") && value.get("items").is_some();
         if !is_list {
-            self.documents.push(Document { origin, value });
+            self.documents.push(Document { origin, value: Arc::new(value) });
             return;
         }
         let item_kind = kind.strip_suffix("List").unwrap_or_default().to_owned();
@@ -210,7 +210,7 @@ impl Parsed {
                 fields.entry("apiVersion").or_insert_with(|| version.clone());
             }
         }
-        self.documents.push(Document { origin, value: Value::Object(fields) });
+        self.documents.push(Document { origin, value: Arc::new(Value::Object(fields)) });
     }
 }
 
