@@ -1,9 +1,8 @@
 //! What must be true before anything is changed, each failure with its name and what to do about it.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, Write};
-use std::os::fd::{AsFd, AsRawFd};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
 
 use aya_obj::generated::bpf_map_type::{self, BPF_MAP_TYPE_ARRAY_OF_MAPS};
 
@@ -13,11 +12,6 @@ use crate::datapath::{self, Pins, bpf};
 /// The oldest kernel that the programs are made for.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
 const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
-
-/// Exit code of an agent that finds another one running.
-pub const EXIT_ALREADY_RUNNING: u8 = 3;
-/// Exit code when something that is needed is missing.
-pub const EXIT_MISSING: u8 = 4;
 
 /// Capabilities by their number.
 const CAPABILITIES: [(u32, &str); 4] =
@@ -46,22 +40,6 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
-    /// Another agent runs on this node.
-    #[error("another policy-agent is running{}", .holder.as_ref().map(|pid| format!(" (process {pid})")).unwrap_or_default())]
-    AlreadyRunning {
-        /// The lock.
-        lock: PathBuf,
-        /// The process that holds it, if it said so.
-        holder: Option<u32>,
-    },
-    /// The state directory can't be used.
-    #[error("use the state directory: {}", .path.display())]
-    State {
-        /// The directory or the lock in it.
-        path: PathBuf,
-        /// The answer.
-        source: io::Error,
-    },
     /// A fact about the system can't be read.
     #[error("read {path}")]
     Unreadable {
@@ -88,27 +66,7 @@ impl Error {
                 }
                 _ => "boot a kernel with CONFIG_BPF_SYSCALL=y and CONFIG_NET_CLS_BPF=y".to_owned(),
             }),
-            Self::AlreadyRunning { lock, holder } => Some(match holder {
-                Some(pid) => format!("stop process {pid} first, or give this agent a --state-dir of its own"),
-                None => format!("fuser {}", lock.display()),
-            }),
-            Self::State { .. } => Some("give a writable directory with --state-dir".to_owned()),
             Self::Unreadable { .. } => Some("mount /proc and /sys".to_owned()),
-        }
-    }
-
-    /// Exit code of the agent.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::AlreadyRunning { .. } => EXIT_ALREADY_RUNNING,
-            Self::Capabilities(_)
-            | Self::Kernel(_)
-            | Self::KernelTypes
-            | Self::Pins(_)
-            | Self::Refused { .. }
-            | Self::State { .. }
-            | Self::Unreadable { .. } => EXIT_MISSING,
         }
     }
 }
@@ -138,45 +96,11 @@ pub fn check(bpffs: &Path) -> Result<Facts, Error> {
     Ok(Facts { kernel, tcx: datapath::tcx_supported() })
 }
 
-/// One agent per node: held as long as the value lives.
-#[derive(Debug)]
-pub struct Lock {
-    _file: File,
-}
-
-impl Lock {
-    /// Takes the lock in the state directory, which is made if it is not there.
-    ///
-    /// # Errors
-    /// [`Error::AlreadyRunning`] when another process holds it.
-    pub fn take(state_dir: &Path) -> Result<Self, Error> {
-        let path = state_dir.join("lock");
-        let failed = |source| Error::State { path: path.clone(), source };
-        std::fs::create_dir_all(state_dir).map_err(failed)?;
-        // Not truncated: until the lock is ours the text in it is the holder's.
-        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = options.map_err(failed)?;
-        // SAFETY: an open descriptor and flags.
-        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
-            let e = io::Error::last_os_error();
-            if e.kind() != io::ErrorKind::WouldBlock {
-                return Err(failed(e));
-            }
-            let mut holder = String::new();
-            file.read_to_string(&mut holder).map_err(failed)?;
-            return Err(Error::AlreadyRunning { lock: path, holder: holder.trim().parse().ok() });
-        }
-        let write = |file: &mut File| {
-            file.set_len(0)?;
-            file.rewind()?;
-            writeln!(file, "{}", std::process::id())
-        };
-        write(&mut file).map_err(failed)?;
-        Ok(Self { _file: file })
-    }
-}
-
-fn capabilities() -> Result<(), Error> {
+/// Whether the process may do what the agent does.
+///
+/// # Errors
+/// What it may not do.
+pub fn capabilities() -> Result<(), Error> {
     const PATH: &str = "/proc/self/status";
     let status = std::fs::read_to_string(PATH).map_err(|source| Error::Unreadable { path: PATH, source })?;
     let missing = missing_capabilities(&status)
@@ -252,20 +176,6 @@ mod tests {
         assert_eq!(version("5.4.0-150-generic"), Some((5, 4)));
         assert!(version("5.9.1").unwrap() < OLDEST_KERNEL && version("5.10.0").unwrap() >= OLDEST_KERNEL);
         assert_eq!(version("next"), None);
-    }
-
-    #[test]
-    fn a_second_agent_is_told_who_holds_the_lock() {
-        let state = tempfile::tempdir().unwrap();
-        let first = Lock::take(&state.path().join("new")).unwrap();
-        let second = Lock::take(&state.path().join("new")).unwrap_err();
-        assert_eq!(second.exit_code(), EXIT_ALREADY_RUNNING);
-        assert_eq!(
-            second.to_string(),
-            format!("another policy-agent is running (process {})", std::process::id())
-        );
-        drop(first);
-        Lock::take(&state.path().join("new")).unwrap();
     }
 
     #[test]
