@@ -1,10 +1,14 @@
 //! The agent: everything with I/O.
 
+pub mod agent;
 pub mod api;
+pub mod cli;
 pub mod ctl;
 pub mod datapath;
 pub mod events;
+pub mod metrics;
 pub mod netlink;
 pub mod preflight;
 pub mod proto;
 pub mod source;
+pub mod state;

@@ -1,2 +1,7 @@
-//! policy-agent
-fn main() {}
+//! The daemon. Everything it does is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    policy_agent::cli::main()
+}

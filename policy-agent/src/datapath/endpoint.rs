@@ -212,7 +212,11 @@ impl Executor {
         let mut locals = Vec::new();
         for slot in slots {
             let slot32 = u32::from(*slot);
-            self.clear_interface(self.ep.load(slot32, endpoint_words::INTERFACE)? as u32)?;
+            let ifindex = self.ep.load(slot32, endpoint_words::INTERFACE)? as u32;
+            // The interface may have been given to another endpoint.
+            if self.interface(ifindex)? == Some(*slot) {
+                self.clear_interface(ifindex)?;
+            }
             let word = EndpointWord::unpack(self.ep.load(slot32, endpoint_words::POLICY)?);
             self.store_endpoint(*slot, EndpointWord { epoch: word.epoch.wrapping_add(1), ..CLOSED })?;
             locals.extend(self.locals(*slot)?.into_iter().map(|(key, _)| key));

@@ -1,0 +1,314 @@
+//! The synchronous heart: takes in what happened, makes the kernel enforce it, tells what is enforced.
+//!
+//! ```text
+//! batch -> World -> places of pods -> endpoints (closed first) -> admit (compile, plan) -> history -> apply -> hooks
+//! ```
+//! It never waits for a grace period: what needs one goes to the background and comes back as an input.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use policy_engine::compile::Compiler;
+use policy_engine::limits::Limits;
+use policy_engine::plan::Plan;
+use policy_engine::rule_ids::RuleIds;
+use policy_engine::tables::{PlanError, Tables};
+use policy_engine::world::{Delta, World};
+
+use super::admission::{Admitted, Refusal, admit};
+use super::background::{Background, Work};
+use super::kernel::Kernel;
+use super::placement::{NetnsLinks, Place, netns_paths, place};
+use super::retry::Retry;
+use super::table::Table;
+use super::view::Tally;
+use crate::datapath;
+use crate::events::{EndpointState, Generation, History, Now};
+use crate::netlink::{Discovery, Interfaces};
+use crate::source::objects::{Located, Update};
+use crate::state::{Saved, Store};
+
+/// What the core is made of.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) kernel: Arc<Kernel>,
+    pub(super) history: Arc<Mutex<History>>,
+    pub(super) background: Background,
+    pub(super) discovery: Discovery,
+    pub(super) store: Store,
+    /// Configuration bits of endpoints.
+    pub(super) bits: u16,
+    /// What the sources say.
+    pub(super) world: World,
+    /// What is in force: the same, but for namespaces that were refused.
+    pub(super) enforced: World,
+    pub(super) compiler: Compiler,
+    pub(super) tables: Tables,
+    pub(super) ids: RuleIds,
+    pub(super) saved: Saved,
+    pub(super) table: Table,
+    pub(super) interfaces: Interfaces,
+    pub(super) netns: NetnsLinks,
+    pub(super) places: BTreeMap<policy_engine::model::ObjectKey, Place>,
+    pub(super) problems: Vec<Located>,
+    pub(super) refused: BTreeMap<Arc<str>, Refusal>,
+    /// Why the kernel does not hold what it should, and when to try again.
+    pub(super) degraded: Option<String>,
+    pub(super) retry: Retry,
+    /// The world changed, or a plan could not be made yet.
+    pub(super) stale: bool,
+    /// The first complete set of objects was read and applied.
+    pub(super) synced: bool,
+    pub(super) tally: Tally,
+}
+
+/// What happened since the last time, as one.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// News of the sources.
+    pub updates: Vec<Update>,
+    /// Interfaces or addresses changed.
+    pub network: bool,
+    /// Plans up to this number, and these slots, are out of every program's sight.
+    pub passed: Option<(u64, Vec<u16>)>,
+    /// Look at the hooks.
+    pub check_hooks: bool,
+}
+
+impl Core {
+    /// A core over a loaded datapath that holds what an earlier agent left.
+    ///
+    /// # Errors
+    /// The maps cannot be read.
+    pub(super) fn new(parts: Parts, saved: Saved) -> datapath::Result<Self> {
+        let Parts { kernel, history, background, discovery, store, bits, node } = parts;
+        let (live, dump, next) = {
+            let executor = kernel.read();
+            let next = executor.meta(policy_common::abi::meta_words::NEXT_ENDPOINT)?;
+            (executor.endpoints()?, executor.dump()?, u32::try_from(next).unwrap_or(u32::MAX))
+        };
+        let world = World::new(&node);
+        Ok(Self {
+            kernel,
+            history,
+            background,
+            discovery,
+            store,
+            bits,
+            enforced: world.clone(),
+            world,
+            compiler: Compiler::new(Limits::default()),
+            tables: Tables::adopt(Limits::default(), &dump),
+            ids: saved.rules.clone(),
+            table: Table::adopt(&live, next.max(saved.next_endpoint)),
+            saved,
+            interfaces: Interfaces::default(),
+            netns: NetnsLinks::new(),
+            places: BTreeMap::new(),
+            problems: Vec::new(),
+            refused: BTreeMap::new(),
+            degraded: None,
+            retry: Retry::default(),
+            stale: true,
+            synced: false,
+            tally: Tally::default(),
+        })
+    }
+
+    /// Takes in a batch and makes the kernel enforce it.
+    pub(super) fn handle(&mut self, batch: Batch) {
+        let Batch { updates, network, passed, check_hooks } = batch;
+        if let Some((number, slots)) = passed {
+            self.table.freed(&slots);
+            self.collect(number);
+        }
+        let news = !updates.is_empty();
+        for update in updates {
+            for delta in update.deltas {
+                self.stale |= self.world.apply(delta);
+            }
+            self.problems = update.problems;
+        }
+        // Nothing is judged, and above all nothing removed, before every source has told all that it has.
+        if !news && !self.synced {
+            return;
+        }
+        let first = !std::mem::replace(&mut self.synced, true);
+        let paths = netns_paths(&self.world);
+        let look = first || network || !paths.iter().eq(self.netns.keys());
+        if look && let Err(error) = self.look(&paths) {
+            self.fail(format!("look at the interfaces: {error}"));
+        }
+        self.places = place(&self.world, &self.interfaces, &self.netns);
+        let due = self.retry.due(Instant::now());
+        if self.degraded.is_some() && !due {
+            return;
+        }
+        if self.degraded.take().is_some()
+            && let Err(error) = self.read_back()
+        {
+            return self.fail(format!("read the maps back: {error}"));
+        }
+        self.follow(first);
+        if self.stale {
+            self.enforce();
+        }
+        self.hook_all(first || check_hooks || due);
+        if self.degraded.is_none() && self.table.iter().all(|local| local.failure.is_none()) {
+            self.retry.succeeded();
+        }
+    }
+
+    /// When to call [`Core::handle`] again even if nothing happens.
+    #[must_use]
+    pub(super) fn again_at(&self) -> Option<Instant> {
+        self.retry.at()
+    }
+
+    fn look(&mut self, paths: &std::collections::BTreeSet<String>) -> std::io::Result<()> {
+        self.interfaces = self.discovery.snapshot()?;
+        self.stale |= self.world.apply(Delta::HostAddresses(self.interfaces.host_addresses.clone()));
+        let links = |path: &String| {
+            let found = self.discovery.links_of_netns(std::path::Path::new(path));
+            (path.clone(), found.map_err(|e| e.to_string()))
+        };
+        self.netns = paths.iter().map(links).collect();
+        Ok(())
+    }
+
+    /// Compiles and applies.
+    fn enforce(&mut self) {
+        let start = Instant::now();
+        let (endpoints, world) = (self.table.desired(), &self.world);
+        let admitted =
+            admit(&mut self.compiler, &mut self.tables, &mut self.ids, world, &endpoints, &self.enforced);
+        let Admitted { plan, world, refused } = match admitted {
+            Ok(admitted) => admitted,
+            Err(error @ PlanError::Busy(_)) => {
+                tracing::debug!("{error}: again after the grace period");
+                return self.background.send(Work { upto: self.tables.number(), retirements: Vec::new() });
+            }
+            Err(error) => return self.fail(format!("{error}; what was enforced stays")),
+        };
+        for (namespace, refusal) in refused.iter().filter(|(n, r)| self.refused.get(*n) != Some(*r)) {
+            tracing::error!(
+                "policies of namespace {namespace} do not fit: {}; {}",
+                refusal.reason,
+                refusal.instead
+            );
+        }
+        self.refused = refused;
+        self.enforced = world;
+        self.save();
+        self.remember(plan.number);
+        match self.apply(&plan) {
+            Ok(()) => {
+                self.stale = false;
+                self.tally.planned(start.elapsed(), &plan);
+                tracing::debug!(plan = plan.number, writes = plan.ops.len(), took = ?start.elapsed(), "enforced");
+            }
+            Err(error) => self.fail(format!("write to the kernel: {}", crate::cli::chain(&error))),
+        }
+        self.settle();
+    }
+
+    fn apply(&mut self, plan: &Plan) -> datapath::Result<()> {
+        if plan.is_empty() {
+            return Ok(());
+        }
+        self.kernel.write().apply(plan)
+    }
+
+    fn collect(&mut self, number: u64) {
+        if self.degraded.is_some() {
+            return;
+        }
+        let plan = self.tables.collect(number);
+        if plan.is_empty() {
+            return;
+        }
+        self.remember(plan.number);
+        match self.apply(&plan) {
+            Ok(()) => {
+                self.tally.collected(&plan);
+                self.settle();
+            }
+            Err(error) => self.fail(format!("write to the kernel: {}", crate::cli::chain(&error))),
+        }
+    }
+
+    /// What waits for a grace period goes to the background.
+    fn settle(&self) {
+        if !self.tables.is_settled() {
+            self.background.send(Work { upto: self.tables.number(), retirements: Vec::new() });
+        }
+    }
+
+    /// Records of packets are explained by the world that judged them: it must be known before the first write.
+    pub(super) fn remember(&self, plan: u64) {
+        let state = |local: &super::table::Local| {
+            let pod = local.pod.clone()?;
+            let epoch = self.tables.endpoint(local.slot).unwrap_or(Tables::new_endpoint_word()).epoch;
+            Some((
+                local.slot,
+                EndpointState { id: local.id, epoch, pod, interface: local.interface.as_str().into() },
+            ))
+        };
+        let generation = Generation {
+            plan,
+            since: Now::read().map_or(0, |now| now.monotonic),
+            world: Arc::new(self.enforced.clone()),
+            endpoints: self.table.iter().filter_map(state).collect(),
+        };
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).push(generation);
+    }
+
+    /// After a failed write only the maps themselves tell what the kernel holds.
+    fn read_back(&mut self) -> datapath::Result<()> {
+        self.tables = Tables::adopt(Limits::default(), &self.kernel.read().dump()?);
+        self.stale = true;
+        Ok(())
+    }
+
+    /// Numbers of rules must be on disk before the kernel holds them.
+    pub(super) fn save(&mut self) {
+        let saved = Saved { rules: self.ids.clone(), next_endpoint: self.table.next_id() };
+        if saved == self.saved {
+            return;
+        }
+        match self.store.save(&saved) {
+            Ok(()) => self.saved = saved,
+            Err(error) => tracing::warn!("the state could not be saved: {error}"),
+        }
+    }
+
+    pub(super) fn fail(&mut self, message: String) {
+        self.retry.failed(Instant::now());
+        if self.degraded.as_ref() != Some(&message) {
+            tracing::error!("{message}");
+        }
+        self.stale = true;
+        self.tally.failures += 1;
+        self.degraded = Some(message);
+    }
+}
+
+/// What a core is made from.
+#[derive(Debug)]
+pub(super) struct Parts {
+    /// Maps and hooks.
+    pub kernel: Arc<Kernel>,
+    /// Where worlds are remembered for events.
+    pub history: Arc<Mutex<History>>,
+    /// Where grace periods are waited for.
+    pub background: Background,
+    /// Netlink of the node's network namespace.
+    pub discovery: Discovery,
+    /// State directory.
+    pub store: Store,
+    /// Configuration bits of endpoints.
+    pub bits: u16,
+    /// Name of the node.
+    pub node: String,
+}

@@ -1,0 +1,255 @@
+//! Endpoints in the kernel follow the table: made closed, hooked, unhooked, retired.
+
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use policy_common::abi::meta_words;
+
+use super::background::Work;
+use super::core::Core;
+use super::settings::PICKUP;
+use super::table::{Changes, Local};
+use crate::cli::chain;
+use crate::datapath::{self, Endpoint};
+
+/// A link that has carried no more packets than this has carried only the chatter of coming up.
+pub(super) const CHATTER: u64 = 16;
+/// Endpoints that are made or hooked at the same time: each waits for grace periods of the kernel.
+const AT_ONCE: usize = 8;
+
+impl Core {
+    /// Makes, moves and removes endpoints. Before the first plan nothing is hooked that was not: running pods are not
+    /// closed while their policy is worked out. Later on new pods are hooked at once, closed.
+    pub(super) fn follow(&mut self, first: bool) {
+        let changes = self.table.follow(&self.world, &self.places);
+        if changes != Changes::default() {
+            self.stale = true;
+        }
+        for pod in &changes.crowded {
+            tracing::error!("pod {pod} is not enforced: all endpoint slots are taken");
+        }
+        for slot in &changes.readdressed {
+            let Some(local) = self.table.get(*slot) else { continue };
+            let done = self.kernel.read().set_addresses(*slot, &local.addresses);
+            if let Err(error) = done {
+                self.fail(format!("endpoint {}: {}", local.id, chain(&error)));
+            }
+        }
+        self.create(&changes.created);
+        if !first {
+            self.hook(&changes.created);
+        }
+        self.remove(&changes.removed);
+        if first {
+            self.unhook_strays();
+        }
+    }
+
+    /// Hooks what is not hooked yet; with `check` looks at every hook and mends it.
+    pub(super) fn hook_all(&mut self, check: bool) {
+        let waiting = |local: &&Local| !local.hooked && (check || local.failure.is_none());
+        let slots: Vec<u16> = self.table.iter().filter(waiting).map(|local| local.slot).collect();
+        let hooked: Vec<u16> = self.table.iter().filter(|l| l.hooked).map(|local| local.slot).collect();
+        self.hook(&slots);
+        if check {
+            self.mend(&hooked);
+        }
+    }
+
+    fn create(&mut self, slots: &[u16]) {
+        if slots.is_empty() {
+            return;
+        }
+        let next = u64::from(self.table.next_id());
+        let done = self.kernel.read().set_meta(meta_words::NEXT_ENDPOINT, next);
+        if let Err(error) = done {
+            return self.fail(chain(&error));
+        }
+        let wanted: Vec<Endpoint> = slots
+            .iter()
+            .filter_map(|slot| self.table.get(*slot))
+            .map(|local| Endpoint {
+                slot: local.slot,
+                id: local.id,
+                ifindex: local.ifindex,
+                addresses: local.addresses.clone(),
+                config: self.bits,
+                pickup: if local.unprotected > CHATTER { PICKUP } else { Duration::ZERO },
+            })
+            .collect();
+        let results = {
+            let executor = self.kernel.read();
+            at_once(&wanted, |endpoint| executor.create_endpoint(endpoint))
+        };
+        for (endpoint, result) in wanted.iter().zip(results) {
+            if let Err(error) = result {
+                // Out of the table, it is tried again as a new one, in another slot.
+                self.table.drop_slot(endpoint.slot);
+                self.fail(format!("endpoint {}: {}", endpoint.id, chain(&error)));
+            }
+        }
+    }
+
+    fn hook(&mut self, slots: &[u16]) {
+        let wanted: Vec<(u16, u32)> = slots
+            .iter()
+            .filter_map(|s| self.table.get(*s))
+            .map(|local| (local.slot, local.ifindex))
+            .collect();
+        let kernel = self.kernel.clone();
+        let results = at_once(&wanted, |(slot, ifindex)| {
+            kernel.read().set_interface(*ifindex, *slot)?;
+            kernel.hooks.attach(*ifindex)
+        });
+        for ((slot, ifindex), result) in wanted.iter().zip(results) {
+            match result {
+                Ok(attached) => {
+                    if let Some(local) = self.table.get_mut(*slot) {
+                        local.hooked = true;
+                        local.failure = None;
+                        // Taken over: the earlier agent's programs were there all the time.
+                        if attached.fresh == 0 {
+                            local.unprotected = 0;
+                        }
+                        tell_hooked(local, attached.fresh > 0);
+                    }
+                }
+                Err(error) => self.not_hooked(*slot, *ifindex, &chain(&error)),
+            }
+        }
+    }
+
+    fn not_hooked(&mut self, slot: u16, ifindex: u32, error: &str) {
+        // The link may have gone since it was seen; then its event is on the way.
+        self.retry.failed(Instant::now());
+        if let Some(local) = self.table.get_mut(slot) {
+            if local.failure.as_deref() != Some(error) {
+                tracing::error!(ifindex, "interface {} can't be hooked: {error}", local.interface);
+            }
+            local.hooked = false;
+            local.failure = Some(error.to_owned());
+        }
+    }
+
+    fn mend(&mut self, slots: &[u16]) {
+        for slot in slots {
+            let Some(ifindex) = self.table.get(*slot).map(|local| local.ifindex) else { continue };
+            let repaired = self.kernel.hooks.repair(ifindex);
+            let states = self.kernel.hooks.verify(ifindex);
+            match (repaired, states) {
+                (Ok(changed), Ok(states)) => {
+                    let Some(local) = self.table.get_mut(*slot) else { continue };
+                    if changed {
+                        tracing::warn!("the hooks of interface {} had been changed: mended", local.interface);
+                    }
+                    local.hooked = states.iter().all(|state| state.present);
+                    local.before_us = states.into_iter().flat_map(|state| state.before).collect();
+                }
+                (Err(error), _) | (_, Err(error)) => self.not_hooked(*slot, ifindex, &chain(&error)),
+            }
+        }
+    }
+
+    fn remove(&mut self, removed: &[Local]) {
+        if removed.is_empty() {
+            return;
+        }
+        for local in removed {
+            // The interface may have a new endpoint by now.
+            if !self.table.iter().any(|other| other.ifindex == local.ifindex)
+                && let Err(error) = self.kernel.hooks.detach(local.ifindex)
+            {
+                self.fail(format!("unhook interface {}: {}", local.interface, chain(&error)));
+            }
+            if let Some(pod) = &local.pod {
+                tracing::info!(%pod, interface = %local.interface, "endpoint removed");
+            }
+        }
+        let slots: Vec<u16> = removed.iter().map(|local| local.slot).collect();
+        let retirement = self.kernel.read().remove_endpoints(&slots);
+        let upto = slots.iter().map(|slot| self.tables.forget_endpoint(*slot)).max().unwrap_or(0);
+        match retirement {
+            Ok(retirement) => self.background.send(Work { upto, retirements: vec![retirement] }),
+            Err(error) => self.fail(format!("remove endpoints: {}", chain(&error))),
+        }
+    }
+
+    /// Hooks of interfaces that an earlier agent had and that belong to no pod any more.
+    fn unhook_strays(&mut self) {
+        let attached = match self.kernel.hooks.attached() {
+            Ok(attached) => attached,
+            Err(error) => return self.fail(format!("list the hooks: {}", chain(&error))),
+        };
+        for ifindex in attached {
+            if self.table.iter().any(|local| local.ifindex == ifindex) {
+                continue;
+            }
+            let done =
+                self.kernel.hooks.detach(ifindex).and_then(|()| self.kernel.read().clear_interface(ifindex));
+            if let Err(error) = done {
+                self.fail(format!("unhook interface {ifindex}: {}", chain(&error)));
+            }
+        }
+    }
+}
+
+fn tell_hooked(local: &Local, fresh: bool) {
+    let pod = local.pod.as_ref().map(ToString::to_string).unwrap_or_default();
+    let interface = &local.interface;
+    if !fresh {
+        tracing::info!(pod, interface, slot = local.slot, "endpoint taken over");
+    } else if local.unprotected > CHATTER {
+        let packets = local.unprotected;
+        tracing::info!(
+            pod,
+            interface,
+            slot = local.slot,
+            packets,
+            "endpoint hooked; it had been running without"
+        );
+    } else {
+        tracing::info!(pod, interface, slot = local.slot, "endpoint hooked");
+    }
+}
+
+/// Runs the work for all items, several at a time; results in the order of the items.
+fn at_once<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> datapath::Result<R> + Sync,
+) -> Vec<datapath::Result<R>> {
+    if let [item] = items {
+        return vec![work(item)];
+    }
+    let queue = Mutex::new(items.iter().enumerate());
+    let results: Mutex<Vec<(usize, datapath::Result<R>)>> = Mutex::default();
+    let lock = std::sync::PoisonError::into_inner;
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE.min(items.len()) {
+            scope.spawn(|| {
+                loop {
+                    let next = queue.lock().unwrap_or_else(lock).next();
+                    let Some((index, item)) = next else { return };
+                    let result = work(item);
+                    results.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((index, result));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    results.sort_by_key(|(index, _)| *index);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_come_in_the_order_of_the_items() {
+        let items: Vec<u32> = (0..50).collect();
+        let results = at_once(&items, |i| Ok(i * 2));
+        let values: Vec<u32> = results.into_iter().map(Result::unwrap).collect();
+        assert_eq!(values, items.iter().map(|i| i * 2).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,284 @@
+//! The running agent as the local API sees it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use policy_common::reason::Reason;
+use policy_engine::model::{Policy, Requirement, Selector};
+use policy_engine::world::World;
+use tokio::sync::oneshot;
+
+use super::kernel::Kernel;
+use super::view::{EndpointView, Published, State, View};
+use super::writer::{Input, Inputs, Waited, Waiter};
+use crate::api::AgentView;
+use crate::datapath::Mechanism;
+use crate::proto::agent::{self as proto, EndpointState};
+use crate::source::objects::policy_of;
+
+/// What the API needs of the agent.
+#[derive(Debug)]
+pub(super) struct Handle {
+    /// Name of the node.
+    pub node: String,
+    /// Directory of the manifests.
+    pub manifests: String,
+    /// Release of the kernel.
+    pub release: String,
+    /// When the agent started.
+    pub started: SystemTime,
+    /// What is enforced.
+    pub published: Published,
+    /// Counters and hooks.
+    pub kernel: Arc<Kernel>,
+    /// The writer.
+    pub inputs: Inputs,
+}
+
+impl AgentView for Handle {
+    fn node_name(&self) -> String {
+        self.node.clone()
+    }
+
+    fn status(&self) -> proto::StatusResponse {
+        let view = self.published.get();
+        proto::StatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node_name: self.node.clone(),
+            started: Some(self.started.into()),
+            kernel: self.release.clone(),
+            enforcement: view.plan,
+            ready: view.missing().is_empty(),
+            sources: vec![self.source(&view)],
+            problems: problems(&view),
+            endpoints: Some(summary(&view.endpoints)),
+            tables: view.tables.iter().map(table).collect(),
+            losses: self.losses(),
+            features: self.features(),
+            objects: objects(&view.world),
+        }
+    }
+
+    fn policies(&self) -> Vec<proto::Policy> {
+        let view = self.published.get();
+        view.world.policies.values().map(|policy| of_policy(policy, &view)).collect()
+    }
+
+    fn endpoints(&self) -> Vec<proto::Endpoint> {
+        let view = self.published.get();
+        view.endpoints.iter().map(|endpoint| self.endpoint(endpoint)).collect()
+    }
+
+    fn wait(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = proto::WaitResponse> + Send + '_>> {
+        let (reply, answer) = oneshot::channel();
+        let waiter = Waiter { deadline: Instant::now() + timeout, reply };
+        let sent = self.inputs.send(Input::Wait(waiter));
+        Box::pin(async move {
+            let ended = || Waited { plan: 0, missing: vec!["the agent is ending".to_owned()] };
+            let Waited { plan, missing } = match sent {
+                Ok(()) => answer.await.unwrap_or_else(|_| ended()),
+                Err(_) => ended(),
+            };
+            proto::WaitResponse { done: missing.is_empty(), enforcement: plan, missing }
+        })
+    }
+}
+
+impl Handle {
+    fn source(&self, view: &View) -> proto::Source {
+        let broken = view.problems.iter().filter(|problem| problem.broken && problem.object.is_empty());
+        let error = broken.map(|problem| format!("{}: {}", problem.location, problem.message)).next();
+        proto::Source {
+            kind: "files".to_owned(),
+            location: self.manifests.clone(),
+            synced: view.synced,
+            last_change: view.tally.last_change.map(Into::into),
+            error: error.unwrap_or_default(),
+        }
+    }
+
+    fn losses(&self) -> Vec<proto::Loss> {
+        let executor = self.kernel.read();
+        let loss = |name: &str, count, help: &str| proto::Loss {
+            name: name.to_owned(),
+            count,
+            help: help.to_owned(),
+        };
+        let (mut suppressed, mut full, mut verdicts) = (0, 0, 0);
+        let slots = executor.endpoints().unwrap_or_default().into_iter().map(|e| e.slot).chain([0]);
+        for totals in slots.filter_map(|slot| executor.endpoint_totals(slot).ok()) {
+            suppressed += totals.suppressed;
+            full += totals.ring_full;
+            verdicts += totals.verdicts_lost;
+        }
+        let internal = executor.counters().unwrap_or_default().into_iter();
+        let internal =
+            internal.filter(|(reason, ..)| *reason == Reason::Internal).map(|(.., c)| c.packets).sum();
+        vec![
+            loss(
+                "events_suppressed",
+                suppressed,
+                "drop events held back by the rate limit; counters are exact",
+            ),
+            loss("events_ring_full", full, "drop events lost because they were not read fast enough"),
+            loss("verdicts_lost", verdicts, "verdict events of allowed flows held back or lost"),
+            loss("internal_drops", internal, "packets dropped because a table look-up failed"),
+        ]
+    }
+
+    fn features(&self) -> Vec<proto::Feature> {
+        let tcx = self.kernel.hooks.mechanism() == Mechanism::Tcx;
+        let detail = if tcx { "" } else { "clsact filters at priority 1 are used" };
+        let mut features =
+            vec![proto::Feature { name: "tcx".to_owned(), available: tcx, detail: detail.to_owned() }];
+        for (program, instructions) in &self.kernel.report.verified {
+            let detail = format!("{instructions} instructions walked by the verifier");
+            features.push(proto::Feature { name: format!("program {program}"), available: true, detail });
+        }
+        features
+    }
+
+    fn endpoint(&self, view: &EndpointView) -> proto::Endpoint {
+        let totals = (view.slot != 0).then(|| self.kernel.read().endpoint_totals(view.slot).ok()).flatten();
+        let keys = |keys: &[policy_engine::model::ObjectKey]| keys.iter().map(ToString::to_string).collect();
+        let hooks = match (view.state, self.kernel.hooks.mechanism()) {
+            (State::Unenforced, _) => "",
+            (State::Enforced | State::Pending | State::Stale, Mechanism::Tcx) => "tcx",
+            (State::Enforced | State::Pending | State::Stale, Mechanism::Clsact) => "clsact",
+        };
+        proto::Endpoint {
+            namespace: view.pod.key.namespace.to_string(),
+            pod: view.pod.key.name.to_string(),
+            addresses: view.pod.addresses.iter().map(ToString::to_string).collect(),
+            state: state(view.state).into(),
+            detail: view.detail.clone(),
+            interface: view.interface.clone(),
+            ifindex: view.ifindex,
+            slot: view.slot.into(),
+            id: view.id,
+            epoch: view.word.epoch,
+            ingress_isolated_by: keys(&view.ingress),
+            egress_isolated_by: keys(&view.egress),
+            started_unprotected: view.unprotected,
+            hooks: hooks.to_owned(),
+            dropped_packets: totals.map_or(0, |totals| totals.dropped),
+        }
+    }
+}
+
+fn state(state: State) -> EndpointState {
+    match state {
+        State::Enforced => EndpointState::Enforced,
+        State::Pending => EndpointState::Pending,
+        State::Unenforced => EndpointState::Unenforced,
+        State::Stale => EndpointState::Stale,
+    }
+}
+
+fn summary(endpoints: &[EndpointView]) -> proto::EndpointSummary {
+    let count = |wanted: &[State]| {
+        u32::try_from(endpoints.iter().filter(|e| wanted.contains(&e.state)).count()).unwrap_or(u32::MAX)
+    };
+    proto::EndpointSummary {
+        total: u32::try_from(endpoints.len()).unwrap_or(u32::MAX),
+        enforced: count(&[State::Enforced]),
+        pending: count(&[State::Pending]),
+        unenforced: count(&[State::Unenforced, State::Stale]),
+    }
+}
+
+fn problems(view: &View) -> Vec<proto::Problem> {
+    let of_objects = view.problems.iter().map(|p| proto::Problem {
+        object: p.object.clone(),
+        field: p.field.clone(),
+        message: p.message.clone(),
+        location: p.location.clone(),
+    });
+    let words = |message: String| proto::Problem { message, ..proto::Problem::default() };
+    let refused = view.refused.iter().map(|(namespace, refusal)| proto::Problem {
+        object: format!("Namespace {namespace}"),
+        message: format!("its policies do not fit: {}; {}", refusal.reason, refusal.instead),
+        ..proto::Problem::default()
+    });
+    let conflicts = view.world.conflicts().map(|(address, pods)| {
+        let keys: Vec<_> = pods.iter().map(|pod| pod.key.to_string()).collect();
+        words(format!("pods {} claim address {address}: the first one has it", keys.join(", ")))
+    });
+    view.degraded.iter().cloned().map(words).chain(refused).chain(of_objects).chain(conflicts).collect()
+}
+
+fn table(usage: &policy_engine::tables::Usage) -> proto::TableUsage {
+    proto::TableUsage { name: usage.table.name().to_owned(), used: usage.used, limit: usage.limit }
+}
+
+fn objects(world: &World) -> Vec<proto::Count> {
+    let count = |name: &str, count: usize| proto::Count { name: name.to_owned(), count: count as u64 };
+    vec![
+        count("policies", world.policies.len()),
+        count("pods", world.pods.len()),
+        count("namespaces", world.namespaces.len()),
+        count("nodes", world.nodes.len()),
+        count("services", world.services.len()),
+    ]
+}
+
+fn of_policy(policy: &Policy, view: &View) -> proto::Policy {
+    let selected: Vec<_> = view
+        .world
+        .pods
+        .range(policy_engine::model::ObjectKey::new(&policy.key.namespace, "")..)
+        .take_while(|(key, _)| key.namespace == policy.key.namespace)
+        .filter(|(_, pod)| pod.is_subject() && policy.pod_selector.matches(&pod.labels))
+        .collect();
+    let local = selected.iter().filter(|(_, pod)| pod.node.as_ref() == Some(&view.world.node_name)).count();
+    let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let problems = view.problems.iter().filter(|p| policy_of(p).as_ref() == Some(&policy.key)).count();
+    proto::Policy {
+        namespace: policy.key.namespace.to_string(),
+        name: policy.key.name.to_string(),
+        kind: "NetworkPolicy".to_owned(),
+        ingress: policy.ingress.is_some(),
+        egress: policy.egress.is_some(),
+        ingress_rules: number(policy.ingress.as_ref().map_or(0, Vec::len)),
+        egress_rules: number(policy.egress.as_ref().map_or(0, Vec::len)),
+        selected_pods: number(selected.len()),
+        local_pods: number(local),
+        selector: selector(&policy.pod_selector),
+        problems: number(problems),
+    }
+}
+
+/// A selector as `kubectl` writes it.
+fn selector(selector: &Selector) -> String {
+    let part = |requirement: &Requirement| match requirement {
+        Requirement::In(key, values) if values.len() == 1 => format!("{key}={}", values[0]),
+        Requirement::In(key, values) => format!("{key} in ({})", values.join(",")),
+        Requirement::NotIn(key, values) if values.len() == 1 => format!("{key}!={}", values[0]),
+        Requirement::NotIn(key, values) => format!("{key} notin ({})", values.join(",")),
+        Requirement::Exists(key) => key.clone(),
+        Requirement::DoesNotExist(key) => format!("!{key}"),
+        Requirement::Never => "(unreadable)".to_owned(),
+    };
+    selector.requirements.iter().map(part).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selectors_are_written_as_kubectl_does() {
+        let list = |values: &[&str]| values.iter().map(|v| (*v).to_owned()).collect();
+        let all = Selector {
+            requirements: vec![
+                Requirement::In("a".into(), list(&["b"])),
+                Requirement::NotIn("c".into(), list(&["d", "e"])),
+                Requirement::DoesNotExist("f".into()),
+            ],
+        };
+        assert_eq!(selector(&all), "a=b,c notin (d,e),!f");
+        assert_eq!(selector(&Selector::default()), "");
+    }
+}

@@ -1,0 +1,27 @@
+//! The running agent: one synchronous core, one thread that owns it, one runtime around both.
+//!
+//! ```text
+//! files thread ──┐                                   ┌─> kernel maps and hooks
+//! netlink thread ├─> inputs ─> writer thread (Core) ─┼─> view ──> API, metrics
+//! grace thread ──┘      ^                            └─> history ─┐
+//!                 API: wait               ring ─> drain (tokio) ──┴─> bus ─> subscribers
+//! ```
+
+mod admission;
+mod background;
+mod core;
+mod drain;
+mod endpoints;
+mod handle;
+mod kernel;
+mod placement;
+mod retry;
+mod run;
+mod settings;
+mod table;
+mod view;
+mod writer;
+
+pub use self::kernel::Kernel;
+pub use self::run::run;
+pub use self::view::{EndpointView, Published, State, Tally, View};

@@ -1,0 +1,241 @@
+//! Which interface belongs to which local pod: a pure function of the world and of what netlink shows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use policy_engine::model::{InterfaceHint, ObjectKey, Pod};
+use policy_engine::world::World;
+
+use crate::netlink::{HostLink, Interfaces};
+
+/// Links whose other end is in a network namespace, by the path that an annotation gives; else why not.
+pub(super) type NetnsLinks = BTreeMap<String, Result<Vec<HostLink>, String>>;
+
+/// Where a pod's packets can be judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// At this interface.
+    At(HostLink),
+    /// Nowhere: why not.
+    Nowhere(String),
+}
+
+/// Paths that annotations of local pods name.
+#[must_use]
+pub(super) fn netns_paths(world: &World) -> BTreeSet<String> {
+    let hints = world.local_pods().filter_map(|pod| match &pod.interface {
+        Some(InterfaceHint::Netns(path)) => Some(path.clone()),
+        Some(InterfaceHint::Name(_)) | None => None,
+    });
+    hints.collect()
+}
+
+/// The place of every local pod that policy may select.
+#[must_use]
+pub(super) fn place(
+    world: &World,
+    interfaces: &Interfaces,
+    netns: &NetnsLinks,
+) -> BTreeMap<ObjectKey, Place> {
+    let mut places = BTreeMap::new();
+    let mut taken: BTreeMap<u32, ObjectKey> = BTreeMap::new();
+    // Pods that say where they are go first: nobody takes their interface from them.
+    let (told, found): (Vec<_>, Vec<_>) = world.local_pods().partition(|pod| pod.interface.is_some());
+    for pod in told.into_iter().chain(found) {
+        let place = match candidate(pod, world, interfaces, netns) {
+            Ok(link) => match taken.get(&link.ifindex) {
+                Some(other) => Place::Nowhere(format!("interface {} is that of pod {other}", link.name)),
+                None => {
+                    taken.insert(link.ifindex, pod.key.clone());
+                    Place::At(link)
+                }
+            },
+            Err(reason) => Place::Nowhere(reason),
+        };
+        places.insert(pod.key.clone(), place);
+    }
+    places
+}
+
+fn candidate(
+    pod: &Arc<Pod>,
+    world: &World,
+    interfaces: &Interfaces,
+    netns: &NetnsLinks,
+) -> Result<HostLink, String> {
+    match &pod.interface {
+        Some(InterfaceHint::Name(name)) => {
+            let link = interfaces.of_name(name);
+            link.cloned()
+                .ok_or_else(|| format!("no interface {name}, which its annotation names, leads to a pod"))
+        }
+        Some(InterfaceHint::Netns(path)) => match netns.get(path) {
+            Some(Ok(links)) => of_netns(pod, path, links),
+            Some(Err(reason)) => Err(format!("network namespace {path}: {reason}")),
+            None => Err(format!("network namespace {path} was not looked at yet")),
+        },
+        None => by_address(pod, world, interfaces),
+    }
+}
+
+fn of_netns(pod: &Pod, path: &str, links: &[HostLink]) -> Result<HostLink, String> {
+    let holders: Vec<_> =
+        links.iter().filter(|link| link.addresses.iter().any(|ip| pod.addresses.contains(ip))).collect();
+    match (holders.as_slice(), links) {
+        ([link], _) => Ok((*link).clone()),
+        ([], [link]) => Ok(link.clone()),
+        ([], []) => Err(format!("no interface of the node leads to network namespace {path}")),
+        ([], several) | (_, several) => Err(format!("network namespace {path} has {}", list(several.iter()))),
+    }
+}
+
+fn by_address(pod: &Pod, world: &World, interfaces: &Interfaces) -> Result<HostLink, String> {
+    if pod.addresses.is_empty() {
+        return Err("the pod has no address yet".to_owned());
+    }
+    let mut found: BTreeMap<u32, &HostLink> = BTreeMap::new();
+    let mut why = None;
+    for address in &pod.addresses {
+        if let Some(owner) = world.pod_at(*address)
+            && owner.key != pod.key
+        {
+            why = Some(format!("its address {address} is that of pod {}", owner.key));
+        } else if let Some(link) = interfaces.of_address(*address) {
+            if matches!(&*link.kind, "veth" | "netkit") {
+                found.insert(link.ifindex, link);
+            } else {
+                why = Some(format!("its interface {} is a {}, which can't be hooked", link.name, link.kind));
+            }
+        } else if let Some(several) = interfaces.ambiguous.get(address) {
+            let links = several.iter().filter_map(|index| interfaces.links.get(index));
+            why = Some(format!("its address {address} is behind several interfaces: {}", list(links)));
+        } else if interfaces.host_addresses.contains(address) {
+            why.get_or_insert(format!("its address {address} is one of the node's own"));
+        }
+    }
+    let mut links = found.into_values();
+    match (links.next(), links.next()) {
+        (Some(link), None) => Ok(link.clone()),
+        (Some(one), Some(two)) => Err(format!(
+            "its addresses are behind several interfaces: {}",
+            list([one, two].into_iter().chain(links))
+        )),
+        (None, _) => Err(why.unwrap_or_else(|| {
+            let addresses: Vec<_> = pod.addresses.iter().map(ToString::to_string).collect();
+            format!("no interface of this node leads to {}", addresses.join(", "))
+        })),
+    }
+}
+
+fn list<'a>(links: impl Iterator<Item = &'a HostLink>) -> String {
+    links.map(|link| link.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use policy_engine::model::{Labels, Phase};
+    use policy_engine::world::Delta;
+    use std::net::IpAddr;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn pod(name: &str, addresses: &[&str]) -> Pod {
+        Pod {
+            key: ObjectKey::new("x", name),
+            uid: "".into(),
+            labels: Labels::default(),
+            node: Some("n1".into()),
+            host_network: false,
+            phase: Phase::Running,
+            terminating: false,
+            addresses: addresses.iter().map(|a| ip(a)).collect(),
+            ports: Vec::new(),
+            created: "".into(),
+            interface: None,
+        }
+    }
+
+    fn link(ifindex: u32, addresses: &[&str]) -> HostLink {
+        HostLink {
+            ifindex,
+            name: format!("veth{ifindex}"),
+            kind: "veth".to_owned(),
+            peer_ifindex: 2,
+            packets: 0,
+            addresses: addresses.iter().map(|a| ip(a)).collect(),
+        }
+    }
+
+    fn interfaces(links: &[HostLink]) -> Interfaces {
+        let mut all = Interfaces::default();
+        for link in links {
+            for address in &link.addresses {
+                if let Some(other) = all.by_address.remove(address) {
+                    all.ambiguous.insert(*address, vec![other, link.ifindex]);
+                } else {
+                    all.by_address.insert(*address, link.ifindex);
+                }
+            }
+            all.links.insert(link.ifindex, link.clone());
+        }
+        all
+    }
+
+    fn places(pods: &[Pod], links: &[HostLink], netns: &NetnsLinks) -> Vec<String> {
+        let mut world = World::new("n1");
+        pods.iter().for_each(|pod| assert!(world.apply(Delta::Pod(pod.clone()))));
+        let told = |place| match place {
+            Place::At(link) => link.name,
+            Place::Nowhere(reason) => reason,
+        };
+        place(&world, &interfaces(links), netns).into_values().map(told).collect()
+    }
+
+    #[test]
+    fn by_address_with_a_reason_where_it_fails() {
+        let links = [link(5, &["10.0.0.1", "fd00::1"]), link(6, &["10.0.0.2"]), link(7, &["10.0.0.3"])];
+        let both = interfaces(&links);
+        assert_eq!(both.links.len(), 3);
+        let none = NetnsLinks::new();
+        assert_eq!(places(&[pod("a", &["10.0.0.1", "fd00::1"])], &links, &none), ["veth5"]);
+        assert_eq!(
+            places(&[pod("a", &["10.0.0.1", "fd00::9"])], &links, &none),
+            ["veth5"],
+            "one family is late"
+        );
+        let told = |addresses: &[&str]| places(&[pod("a", addresses)], &links, &none).remove(0);
+        assert!(told(&["10.9.9.9"]).contains("no interface of this node leads to 10.9.9.9"));
+        assert!(told(&[]).contains("no address"));
+        assert!(told(&["10.0.0.1", "10.0.0.2"]).contains("several interfaces: veth5, veth6"));
+        let twice = [link(5, &["10.0.0.1"]), link(6, &["10.0.0.1"])];
+        assert!(
+            places(&[pod("a", &["10.0.0.1"])], &twice, &none)[0].contains("several interfaces: veth5, veth6")
+        );
+        let claimed = places(&[pod("a", &["10.0.0.1"]), pod("b", &["10.0.0.1"])], &links, &none);
+        assert_eq!(claimed.iter().filter(|p| *p == "veth5").count(), 1, "{claimed:?}");
+        assert!(claimed.iter().any(|p| p.contains("is that of pod")), "{claimed:?}");
+    }
+
+    #[test]
+    fn annotations_go_before_addresses() {
+        let links = [link(5, &["10.0.0.1"]), link(6, &["10.0.0.2"])];
+        let hinted = |hint| Pod { interface: Some(hint), ..pod("z", &["10.0.0.9"]) };
+        let netns = NetnsLinks::from([
+            ("/n/one".to_owned(), Ok(vec![links[1].clone()])),
+            ("/n/two".to_owned(), Ok(links.to_vec())),
+            ("/n/bad".to_owned(), Err("no such file".to_owned())),
+        ]);
+        let told = |pod: Pod| places(&[pod], &links, &netns).remove(0);
+        assert_eq!(told(hinted(InterfaceHint::Name("veth6".into()))), "veth6");
+        assert!(told(hinted(InterfaceHint::Name("gone".into()))).contains("no interface gone"));
+        assert_eq!(told(hinted(InterfaceHint::Netns("/n/one".into()))), "veth6");
+        assert!(told(hinted(InterfaceHint::Netns("/n/two".into()))).contains("has veth5, veth6"));
+        assert!(told(hinted(InterfaceHint::Netns("/n/bad".into()))).contains("no such file"));
+        let both =
+            places(&[hinted(InterfaceHint::Name("veth5".into())), pod("a", &["10.0.0.1"])], &links, &netns);
+        assert!(both[0].contains("interface veth5 is that of pod x/z"), "{both:?}");
+    }
+}

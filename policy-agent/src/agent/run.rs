@@ -1,0 +1,225 @@
+//! `policy-agent run`: checks everything, takes over what is there, then starts the threads and the services.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::background::Background;
+use super::core::{Core, Parts};
+use super::drain::{Drain, Drained};
+use super::handle::Handle;
+use super::kernel::Kernel;
+use super::settings;
+use super::view::Published;
+use super::writer::{Input, Inputs, Waiter, Writer};
+use crate::api::{Socket, serve};
+use crate::cli::{Exit, Failure, RunArgs};
+use crate::datapath::{self, Datapath, OBJECT};
+use crate::events::{Bus, Enricher, History, Views};
+use crate::metrics::{self, Metrics};
+use crate::netlink::{Discovery, Events};
+use crate::preflight;
+use crate::source::files::read_dir;
+use crate::source::service::FilesSource;
+use crate::state::{Lock, Saved, Store};
+
+/// How long `--once` waits.
+const ONCE: Duration = Duration::from_secs(10);
+/// How long the API has to end its streams.
+const ENDING: Duration = Duration::from_secs(2);
+
+/// Runs until a signal ends it. What is enforced stays in force.
+///
+/// # Errors
+/// What is missing or wrong; before the datapath is loaded nothing was changed.
+pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new(Exit::Failed, &e))?;
+    let result = runtime.block_on(start(args));
+    runtime.shutdown_timeout(ENDING);
+    result
+}
+
+/// Everything that must hold before anything is changed.
+struct Ground {
+    node: String,
+    release: String,
+    store: Store,
+    saved: Saved,
+    _lock: Lock,
+    socket: Socket,
+    listener: Option<TcpListener>,
+    events: Events,
+    discovery: Discovery,
+}
+
+async fn start(args: &RunArgs) -> Result<(), Failure> {
+    let ground = ground(args).await?;
+    let node = ground.node.clone();
+    tracing::info!(node, kernel = ground.release, version = env!("CARGO_PKG_VERSION"), "starting");
+    let Datapath { executor, hooks, ring, report } = datapath::load(&settings::datapath(args), OBJECT)?;
+    tracing::info!(
+        adopted = report.adopted.len(),
+        created = report.created.len(),
+        "kernel programs verified"
+    );
+    let grace = executor.grace();
+    let kernel = Arc::new(Kernel::new(executor, hooks, report));
+    let (inputs, inbox) = channel();
+    let history = Arc::new(Mutex::new(History::default()));
+    let (published, drained) = (Published::default(), Drained::default());
+    let failed = |e: std::io::Error| Failure::new(Exit::Failed, &e);
+    let done = inputs.clone();
+    let background = Background::start(grace, drained.clone(), move |p| done.send(Input::Passed(p)).is_ok())
+        .map_err(failed)?;
+    watch_network(ground.events, inputs.clone()).map_err(failed)?;
+    let bus = Arc::new(Bus::new(crate::events::ring::CAPACITY, crate::events::bus::LIVE_CAPACITY));
+    let views = Views::default();
+    let enricher = Enricher::new(&node, views);
+    let drain =
+        Drain { ring, enricher, history: history.clone(), bus: bus.clone(), drained, kernel: kernel.clone() };
+    tokio::spawn(drain.run());
+    let parts = Parts {
+        kernel: kernel.clone(),
+        history,
+        background,
+        discovery: ground.discovery,
+        store: ground.store,
+        bits: settings::endpoint_bits(args),
+        node: node.clone(),
+    };
+    let core = Core::new(parts, ground.saved)?;
+    let writer = start_writer(core, inbox, &inputs, &args.manifests, published.clone())?;
+    let handle = Arc::new(Handle {
+        node,
+        manifests: args.manifests.display().to_string(),
+        release: ground.release,
+        started: SystemTime::now(),
+        published: published.clone(),
+        kernel: kernel.clone(),
+        inputs: inputs.clone(),
+    });
+    if let Some(listener) = ground.listener {
+        let metrics = Arc::new(Metrics::new(kernel, published, bus.clone()));
+        tokio::spawn(metrics::serve(listener, metrics));
+    }
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let ending = async { drop(stopped.await) };
+    let api = tokio::spawn(serve(ground.socket, handle, bus, ending));
+    let result = if args.once { once(&inputs).await } else { until_signal().await };
+    // The API may have ended by itself.
+    let _: Result<(), ()> = stop.send(());
+    if let Ok(Ok(Err(error))) = tokio::time::timeout(ENDING, api).await {
+        tracing::warn!("the API ended: {error:#}");
+    }
+    drop(inputs.send(Input::Stop));
+    drop(writer.join());
+    tracing::info!("stopped; what is enforced stays in force");
+    result
+}
+
+async fn ground(args: &RunArgs) -> Result<Ground, Failure> {
+    let node = settings::node_name(args)?;
+    let manifests = |error: std::io::Error| {
+        Failure::text(Exit::Manifests, format!("--manifests {}: {error}", args.manifests.display()))
+            .hint("give a directory of YAML or JSON files that can be read")
+    };
+    let facts = preflight::check(&args.paths.bpffs)?;
+    read_dir(&args.manifests).map_err(manifests)?;
+    let failed =
+        |what: &Path, e: std::io::Error| Failure::text(Exit::Failed, format!("{}: {e}", what.display()));
+    let state_dir = &args.paths.state_dir;
+    let store = Store::open(state_dir).map_err(|e| failed(state_dir, e))?;
+    let lock = Lock::take(state_dir)?;
+    let saved = store.load().unwrap_or_else(|error| {
+        tracing::warn!("the saved state is not used: {error}: rules get new numbers");
+        None
+    });
+    let socket = Socket::bind(&args.paths.socket)
+        .map_err(|e| Failure::text(Exit::Failed, format!("--socket: {e:#}")).hint("give another --socket"))?;
+    let listener = match args.metrics_address {
+        Some(address) => {
+            let told = |e| Failure::text(Exit::Failed, format!("--metrics-address {address}: {e}"));
+            Some(metrics::bind(address).await.map_err(told)?)
+        }
+        None => None,
+    };
+    let netlink = |e: std::io::Error| Failure::text(Exit::Permission, format!("netlink: {e}"));
+    // Subscribed before the first look, so that nothing falls between them.
+    let events = Events::open().map_err(netlink)?;
+    let discovery = Discovery::open().map_err(netlink)?;
+    let saved = saved.unwrap_or_default();
+    Ok(Ground { node, release: facts.kernel, store, saved, _lock: lock, socket, listener, events, discovery })
+}
+
+/// Each event means "look again"; several at once are one look.
+fn watch_network(events: Events, inputs: Inputs) -> std::io::Result<()> {
+    const AT_MOST: Duration = Duration::from_secs(3600);
+    let watch = move || {
+        loop {
+            match events.wait(AT_MOST) {
+                Ok(change) if change.is_empty() => {}
+                Ok(_) => {
+                    if inputs.send(Input::Network).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!("netlink events: {error}");
+                    if inputs.send(Input::Network).is_err() {
+                        return;
+                    }
+                    thread::sleep(Duration::from_secs(1));
+                }
+            }
+        }
+    };
+    thread::Builder::new().name("netlink".to_owned()).spawn(watch).map(drop)
+}
+
+fn start_writer(
+    core: Core,
+    inbox: Receiver<Input>,
+    inputs: &Inputs,
+    manifests: &Path,
+    published: Published,
+) -> Result<JoinHandle<()>, Failure> {
+    let told = inputs.clone();
+    let files = FilesSource::start(manifests, move |news| told.send(Input::Files(news)).is_ok())
+        .map_err(|e| Failure::text(Exit::Manifests, format!("--manifests {}: {e}", manifests.display())))?;
+    let writer = Writer::new(core, inbox, files, published);
+    let started = thread::Builder::new().name("writer".to_owned()).spawn(move || writer.run());
+    started.map_err(|e| Failure::new(Exit::Failed, &e))
+}
+
+async fn once(inputs: &Inputs) -> Result<(), Failure> {
+    let (reply, answer) = tokio::sync::oneshot::channel();
+    let waiter = Waiter { deadline: Instant::now() + ONCE, reply };
+    let gone = || Failure::text(Exit::Failed, "the writer ended");
+    inputs.send(Input::Wait(waiter)).map_err(|_| gone())?;
+    let waited = answer.await.map_err(|_| gone())?;
+    if waited.missing.is_empty() {
+        return Ok(());
+    }
+    let missing = waited.missing.join("\n       ");
+    Err(Failure::text(Exit::Incomplete, format!("not everything is enforced:\n       {missing}")))
+}
+
+async fn until_signal() -> Result<(), Failure> {
+    let failed = |e: std::io::Error| Failure::new(Exit::Failed, &e);
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

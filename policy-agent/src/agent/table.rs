@@ -1,0 +1,308 @@
+//! Local endpoints: which slot and id each has, and what changes when pods or interfaces do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use policy_common::abi::limits;
+use policy_engine::desired;
+use policy_engine::model::{ObjectKey, Pod};
+use policy_engine::world::World;
+
+use super::placement::Place;
+use crate::datapath::LiveEndpoint;
+use crate::netlink::HostLink;
+
+/// A pod that has a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Local {
+    /// Slot.
+    pub slot: u16,
+    /// Id, never used before.
+    pub id: u32,
+    /// The pod; `None` = found in the kernel's maps and not yet recognised.
+    pub pod: Option<ObjectKey>,
+    /// Its UID.
+    pub uid: Arc<str>,
+    /// Its addresses, the main ones first.
+    pub addresses: Vec<IpAddr>,
+    /// Host's end of its interface.
+    pub ifindex: u32,
+    /// Name of it.
+    pub interface: String,
+    /// Both programs are in place.
+    pub hooked: bool,
+    /// Why they are not.
+    pub failure: Option<String>,
+    /// Packets that had passed before the hook was in place.
+    pub unprotected: u64,
+    /// Programs of others that run before ours.
+    pub before_us: Vec<String>,
+}
+
+/// What must be done to the kernel's endpoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Changes {
+    /// Slots that are new; their endpoints are in the table.
+    pub created: Vec<u16>,
+    /// Endpoints that are no longer in the table.
+    pub removed: Vec<Local>,
+    /// Slots whose further addresses changed.
+    pub readdressed: Vec<u16>,
+    /// Pods for which there is no slot.
+    pub crowded: BTreeSet<ObjectKey>,
+}
+
+/// The table.
+#[derive(Clone, Debug)]
+pub(super) struct Table {
+    endpoints: BTreeMap<u16, Local>,
+    /// Slots that packets may still be judged by.
+    retiring: BTreeSet<u16>,
+    next_id: u32,
+}
+
+impl Table {
+    /// What an earlier agent left. `next_id` is above every id given before.
+    #[must_use]
+    pub(super) fn adopt(live: &[LiveEndpoint], next_id: u32) -> Self {
+        let next_id = live.iter().map(|e| e.id.wrapping_add(1)).chain([next_id, 1]).max().unwrap_or(1);
+        let endpoints = live.iter().map(|e| (e.slot, adopted(e))).collect();
+        Self { endpoints, retiring: BTreeSet::new(), next_id }
+    }
+
+    /// Endpoints by slot.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Local> {
+        self.endpoints.values()
+    }
+
+    /// The endpoint of a slot.
+    #[must_use]
+    pub(super) fn get(&self, slot: u16) -> Option<&Local> {
+        self.endpoints.get(&slot)
+    }
+
+    /// The endpoint of a slot, to note what became of it.
+    pub(super) fn get_mut(&mut self, slot: u16) -> Option<&mut Local> {
+        self.endpoints.get_mut(&slot)
+    }
+
+    /// The endpoint of a pod.
+    #[must_use]
+    pub(super) fn of_pod(&self, pod: &ObjectKey) -> Option<&Local> {
+        self.endpoints.values().find(|local| local.pod.as_ref() == Some(pod))
+    }
+
+    /// The next id that will be given.
+    #[must_use]
+    pub(super) fn next_id(&self) -> u32 {
+        self.next_id
+    }
+
+    /// Endpoints for the compiler: those whose pod is known.
+    #[must_use]
+    pub(super) fn desired(&self) -> Vec<desired::Endpoint> {
+        let known = self.endpoints.values().filter_map(|local| {
+            Some(desired::Endpoint { slot: local.slot, id: local.id, pod: local.pod.clone()? })
+        });
+        known.collect()
+    }
+
+    /// Takes an endpoint out, for example because the kernel did not take it.
+    pub(super) fn drop_slot(&mut self, slot: u16) -> Option<Local> {
+        self.endpoints.remove(&slot)
+    }
+
+    /// Slots that may be used again.
+    pub(super) fn freed(&mut self, slots: &[u16]) {
+        self.retiring.retain(|slot| !slots.contains(slot));
+    }
+
+    /// Follows the places of the local pods. An endpoint stays itself as long as its interface and main addresses do.
+    pub(super) fn follow(&mut self, world: &World, places: &BTreeMap<ObjectKey, Place>) -> Changes {
+        let mut changes = Changes::default();
+        let mut kept = BTreeSet::new();
+        let mut missing = Vec::new();
+        for (key, place) in places {
+            let (Place::At(link), Some(pod)) = (place, world.pods.get(key)) else { continue };
+            match self.recognise(pod, link, &kept) {
+                Some(slot) => {
+                    kept.insert(slot);
+                    if self.refresh(slot, pod, link) {
+                        changes.readdressed.push(slot);
+                    }
+                }
+                None => missing.push((pod.clone(), link.clone())),
+            }
+        }
+        let gone: Vec<u16> = self.endpoints.keys().filter(|slot| !kept.contains(slot)).copied().collect();
+        for slot in gone {
+            self.retiring.insert(slot);
+            changes.removed.extend(self.endpoints.remove(&slot));
+        }
+        for (pod, link) in missing {
+            match self.create(&pod, &link) {
+                Some(slot) => changes.created.push(slot),
+                None => {
+                    changes.crowded.insert(pod.key.clone());
+                }
+            }
+        }
+        changes
+    }
+
+    fn recognise(&self, pod: &Pod, link: &HostLink, kept: &BTreeSet<u16>) -> Option<u16> {
+        let same = |local: &&Local| {
+            local.ifindex == link.ifindex
+                && !kept.contains(&local.slot)
+                && main(&local.addresses) == main(&pod.addresses)
+                // A StatefulSet's pod may come back with its name and address, but it is another one.
+                && (local.pod.is_none() || local.uid == pod.uid)
+        };
+        self.endpoints.values().find(same).map(|local| local.slot)
+    }
+
+    /// True when further addresses changed.
+    fn refresh(&mut self, slot: u16, pod: &Pod, link: &HostLink) -> bool {
+        let Some(local) = self.endpoints.get_mut(&slot) else { return false };
+        local.pod = Some(pod.key.clone());
+        local.uid = pod.uid.clone();
+        local.interface.clone_from(&link.name);
+        let set = |addresses: &[IpAddr]| addresses.iter().copied().collect::<BTreeSet<_>>();
+        let changed = set(&local.addresses) != set(&pod.addresses);
+        local.addresses.clone_from(&pod.addresses);
+        changed
+    }
+
+    fn create(&mut self, pod: &Pod, link: &HostLink) -> Option<u16> {
+        let free = |slot: &u16| !self.endpoints.contains_key(slot) && !self.retiring.contains(slot);
+        let slot = (1..u16::try_from(limits::ENDPOINTS).unwrap_or(u16::MAX)).find(free)?;
+        let id = self.next_id;
+        self.next_id = self.next_id.checked_add(1)?;
+        let local = Local {
+            slot,
+            id,
+            pod: Some(pod.key.clone()),
+            uid: pod.uid.clone(),
+            addresses: pod.addresses.clone(),
+            ifindex: link.ifindex,
+            interface: link.name.clone(),
+            hooked: false,
+            failure: None,
+            unprotected: link.packets,
+            before_us: Vec::new(),
+        };
+        self.endpoints.insert(slot, local);
+        Some(slot)
+    }
+}
+
+fn adopted(live: &LiveEndpoint) -> Local {
+    Local {
+        slot: live.slot,
+        id: live.id,
+        pod: None,
+        uid: "".into(),
+        addresses: live.addresses.clone(),
+        ifindex: live.ifindex,
+        interface: String::new(),
+        hooked: false,
+        failure: None,
+        unprotected: 0,
+        before_us: Vec::new(),
+    }
+}
+
+/// The first address of each family: flows in the kernel count on them.
+fn main(addresses: &[IpAddr]) -> (Option<IpAddr>, Option<IpAddr>) {
+    (addresses.iter().copied().find(IpAddr::is_ipv4), addresses.iter().copied().find(IpAddr::is_ipv6))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use policy_common::abi::EndpointWord;
+    use policy_engine::model::{Labels, Phase};
+    use policy_engine::world::Delta;
+
+    fn pod(name: &str, uid: &str, addresses: &[&str]) -> Pod {
+        Pod {
+            key: ObjectKey::new("x", name),
+            uid: uid.into(),
+            labels: Labels::default(),
+            node: Some("n1".into()),
+            host_network: false,
+            phase: Phase::Running,
+            terminating: false,
+            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            ports: Vec::new(),
+            created: "".into(),
+            interface: None,
+        }
+    }
+
+    fn at(ifindex: u32) -> Place {
+        Place::At(HostLink {
+            ifindex,
+            name: format!("veth{ifindex}"),
+            kind: "veth".to_owned(),
+            peer_ifindex: 2,
+            packets: 0,
+            addresses: Vec::new(),
+        })
+    }
+
+    fn follow(table: &mut Table, pods: &[(Pod, u32)]) -> Changes {
+        let mut world = World::new("n1");
+        let mut places = BTreeMap::new();
+        for (pod, ifindex) in pods {
+            world.apply(Delta::Pod(pod.clone()));
+            places.insert(pod.key.clone(), at(*ifindex));
+        }
+        table.follow(&world, &places)
+    }
+
+    #[test]
+    fn endpoints_stay_themselves_and_ids_are_never_used_again() {
+        let mut table = Table::adopt(&[], 5);
+        let a = pod("a", "u1", &["10.0.0.1"]);
+        assert_eq!(follow(&mut table, &[(a.clone(), 7)]).created, [1]);
+        assert_eq!(follow(&mut table, &[(a.clone(), 7)]), Changes::default());
+        let more = pod("a", "u1", &["10.0.0.1", "10.0.0.2"]);
+        assert_eq!(follow(&mut table, &[(more.clone(), 7)]).readdressed, [1]);
+        let both = pod("a", "u1", &["10.0.0.1", "10.0.0.2", "fd00::1"]);
+        let changes = follow(&mut table, &[(both.clone(), 7)]);
+        assert_eq!(
+            (changes.created.as_slice(), changes.removed.len()),
+            (&[2][..], 1),
+            "another family: new flows"
+        );
+        let again = pod("a", "u2", &["10.0.0.1", "10.0.0.2", "fd00::1"]);
+        assert_eq!(follow(&mut table, &[(again.clone(), 7)]).created, [3], "another pod of the same name");
+        assert_eq!(follow(&mut table, &[(again.clone(), 8)]).created, [4], "another sandbox");
+        table.freed(&[1, 2, 3]);
+        assert_eq!(follow(&mut table, &[]).removed.len(), 1);
+        assert_eq!(follow(&mut table, &[(a, 9)]).created, [1]);
+        assert_eq!(table.get(1).map(|local| local.id), Some(9));
+    }
+
+    #[test]
+    fn what_an_earlier_agent_left_is_recognised_by_interface_and_addresses() {
+        let live = |slot, id, ifindex, address: &str| LiveEndpoint {
+            slot,
+            id,
+            ifindex,
+            addresses: vec![address.parse().unwrap()],
+            config: 0,
+            generation: 0,
+            word: EndpointWord::default(),
+        };
+        let mut table = Table::adopt(&[live(3, 40, 7, "10.0.0.1"), live(4, 41, 8, "10.0.0.9")], 1);
+        assert_eq!(table.desired(), []);
+        let changes =
+            follow(&mut table, &[(pod("a", "u", &["10.0.0.1"]), 7), (pod("b", "v", &["10.0.0.2"]), 8)]);
+        assert_eq!((changes.created, changes.removed.len()), (vec![1], 1));
+        assert_eq!(table.of_pod(&ObjectKey::new("x", "a")).map(|l| (l.slot, l.id)), Some((3, 40)));
+        assert_eq!(table.of_pod(&ObjectKey::new("x", "b")).map(|l| (l.slot, l.id)), Some((1, 42)));
+    }
+}

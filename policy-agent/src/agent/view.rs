@@ -1,0 +1,249 @@
+//! What is enforced, as onlookers see it: published after every batch, whole.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use policy_common::abi::{Direction, EndpointWord, ROW_CLOSED};
+use policy_engine::model::{ObjectKey, Pod};
+use policy_engine::plan::{Op, Plan};
+use policy_engine::tables::Usage;
+use policy_engine::world::World;
+
+use super::admission::Refusal;
+use super::core::Core;
+use super::endpoints::CHATTER;
+use super::placement::Place;
+use crate::source::objects::Located;
+
+/// State of a local pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// Hooked, and the kernel holds its current policy.
+    Enforced,
+    /// Hooked, its policy not yet installed: everything that policy decides is dropped.
+    Pending,
+    /// Not hooked.
+    Unenforced,
+    /// On an older policy, or closed, because the current one could not be installed.
+    Stale,
+}
+
+/// A local pod.
+#[derive(Clone, Debug)]
+pub struct EndpointView {
+    /// The pod.
+    pub pod: Arc<Pod>,
+    /// State.
+    pub state: State,
+    /// What the state means here; empty when enforced and nothing is to be told.
+    pub detail: String,
+    /// Interface, its index, slot and id; zero and empty without a slot.
+    pub interface: String,
+    /// Index of the interface.
+    pub ifindex: u32,
+    /// Slot.
+    pub slot: u16,
+    /// Id.
+    pub id: u32,
+    /// Rows and epoch.
+    pub word: EndpointWord,
+    /// Policies that isolate it on ingress.
+    pub ingress: Vec<ObjectKey>,
+    /// Policies that isolate it on egress.
+    pub egress: Vec<ObjectKey>,
+    /// Packets passed before the first hook was in place.
+    pub unprotected: bool,
+}
+
+impl EndpointView {
+    /// Whether it counts as missing: a pod without an address is not running yet.
+    #[must_use]
+    pub fn missing(&self) -> Option<String> {
+        let waits = self.state == State::Unenforced && self.pod.addresses.is_empty();
+        (self.state != State::Enforced && !waits)
+            .then(|| format!("pod {} is {}: {}", self.pod.key, self.state.name(), self.detail))
+    }
+}
+
+impl State {
+    /// Name in messages and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Enforced => "enforced",
+            Self::Pending => "pending",
+            Self::Unenforced => "unenforced",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+/// Counts of the writer.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Plans that were applied.
+    pub plans: u64,
+    /// Writes of all plans.
+    pub writes: u64,
+    /// Epochs that were raised.
+    pub epochs: u64,
+    /// Failures to apply or to look.
+    pub failures: u64,
+    /// Time from a batch to its last write, of the newest plans.
+    pub latencies: Vec<Duration>,
+    /// How many latencies came before those.
+    pub first_latency: u64,
+    /// When objects changed last.
+    pub last_change: Option<SystemTime>,
+}
+
+impl Tally {
+    pub(super) fn planned(&mut self, took: Duration, plan: &Plan) {
+        if plan.is_empty() {
+            return;
+        }
+        self.collected(plan);
+        const KEPT: usize = 1024;
+        if self.latencies.len() == KEPT {
+            self.first_latency += 1;
+            self.latencies.remove(0);
+        }
+        self.latencies.push(took);
+    }
+
+    pub(super) fn collected(&mut self, plan: &Plan) {
+        self.plans += 1;
+        self.writes += plan.ops.len() as u64;
+        self.epochs += plan.ops.iter().filter(|op| matches!(op, Op::Endpoint { .. })).count() as u64;
+    }
+}
+
+/// Everything at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// What the sources say.
+    pub world: World,
+    /// Every source has told all that it has, and it was applied once.
+    pub synced: bool,
+    /// Number of the last plan.
+    pub plan: u64,
+    /// Local pods by key.
+    pub endpoints: Vec<EndpointView>,
+    /// What is wrong with files and objects.
+    pub problems: Vec<Located>,
+    /// Namespaces whose policies do not fit.
+    pub refused: BTreeMap<Arc<str>, Refusal>,
+    /// Why the kernel does not hold what it should.
+    pub degraded: Option<String>,
+    /// A change waits for a grace period.
+    pub waiting: bool,
+    /// How full the tables are.
+    pub tables: Vec<Usage>,
+    /// Counts.
+    pub tally: Tally,
+}
+
+impl View {
+    /// What keeps the kernel from enforcing everything that the sources hold.
+    #[must_use]
+    pub fn missing(&self) -> Vec<String> {
+        if !self.synced {
+            return vec!["the manifests were not read yet".to_owned()];
+        }
+        let refused = self.refused.iter().map(|(namespace, refusal)| {
+            format!("policies of namespace {namespace} do not fit: {}; {}", refusal.reason, refusal.instead)
+        });
+        let waiting = self.waiting.then(|| "a change waits until tables are free again".to_owned());
+        let degraded = self.degraded.iter().cloned().chain(waiting);
+        degraded.chain(refused).chain(self.endpoints.iter().filter_map(EndpointView::missing)).collect()
+    }
+}
+
+/// The view of the moment.
+#[derive(Clone, Debug, Default)]
+pub struct Published(Arc<Mutex<Arc<View>>>);
+
+impl Published {
+    /// The newest one.
+    #[must_use]
+    pub fn get(&self) -> Arc<View> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces it.
+    pub fn publish(&self, view: View) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
+    }
+}
+
+impl Core {
+    /// What is enforced now.
+    #[must_use]
+    pub(super) fn view(&self) -> View {
+        View {
+            world: self.world.clone(),
+            synced: self.synced,
+            plan: self.tables.number(),
+            endpoints: self.world.local_pods().map(|pod| self.endpoint(pod)).collect(),
+            problems: self.problems.clone(),
+            refused: self.refused.clone(),
+            degraded: self.degraded.clone(),
+            waiting: self.stale && self.degraded.is_none(),
+            tables: self.tables.usage(),
+            tally: self.tally.clone(),
+        }
+    }
+
+    fn endpoint(&self, pod: &Arc<Pod>) -> EndpointView {
+        let mut view = EndpointView {
+            pod: pod.clone(),
+            state: State::Unenforced,
+            detail: String::new(),
+            interface: String::new(),
+            ifindex: 0,
+            slot: 0,
+            id: 0,
+            word: EndpointWord::default(),
+            ingress: Vec::new(),
+            egress: Vec::new(),
+            unprotected: false,
+        };
+        let Some(local) = self.table.of_pod(&pod.key) else {
+            view.detail = match self.places.get(&pod.key) {
+                Some(Place::Nowhere(reason)) => reason.clone(),
+                Some(Place::At(link)) => format!("no endpoint could be made for interface {}", link.name),
+                None => "not looked for yet".to_owned(),
+            };
+            return view;
+        };
+        view.interface.clone_from(&local.interface);
+        (view.ifindex, view.slot, view.id) = (local.ifindex, local.slot, local.id);
+        view.word = self.tables.endpoint(local.slot).unwrap_or_default();
+        view.unprotected = local.unprotected > CHATTER;
+        view.ingress = self.isolated_by(view.word.row(Direction::Ingress));
+        view.egress = self.isolated_by(view.word.row(Direction::Egress));
+        let closed = view.word.ingress_row == ROW_CLOSED || view.word.egress_row == ROW_CLOSED;
+        (view.state, view.detail) = if let Some(failure) = &local.failure {
+            (State::Unenforced, format!("interface {} is not hooked: {failure}", local.interface))
+        } else if !local.hooked {
+            (State::Unenforced, format!("interface {} is not hooked yet", local.interface))
+        } else if let Some(refusal) = self.refused.get(&pod.key.namespace) {
+            (State::Stale, format!("{}; {}", refusal.reason, refusal.instead))
+        } else if closed {
+            (State::Pending, "its policy is not installed yet: nothing that policy decides passes".to_owned())
+        } else if let Some(degraded) = &self.degraded {
+            (State::Stale, degraded.clone())
+        } else if local.before_us.is_empty() {
+            (State::Enforced, String::new())
+        } else {
+            (State::Enforced, format!("other programs run first: {}", local.before_us.join(", ")))
+        };
+        view
+    }
+
+    fn isolated_by(&self, row: u16) -> Vec<ObjectKey> {
+        let spec = self.tables.row(row);
+        spec.map(|spec| spec.policies.iter().map(|policy| policy.key.clone()).collect()).unwrap_or_default()
+    }
+}

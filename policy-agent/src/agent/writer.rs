@@ -1,0 +1,163 @@
+//! The one thread that owns the core: everything that happened since its last turn is one batch, hence one plan.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::oneshot;
+
+use super::background::Passed;
+use super::core::{Batch, Core};
+use super::view::{Published, View};
+use crate::source::objects::Located;
+use crate::source::service::{FilesSource, Told};
+
+/// How often every hook is looked at.
+const CHECK_HOOKS: Duration = Duration::from_secs(10);
+
+/// What the thread hears.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// The manifests were read.
+    Files(Told),
+    /// Interfaces or addresses changed.
+    Network,
+    /// A grace period is over.
+    Passed(Passed),
+    /// Somebody waits until everything that the sources hold now is enforced.
+    Wait(Waiter),
+    /// End; what is enforced stays.
+    Stop,
+}
+
+/// Somebody who waits.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    /// When the answer is given in any case.
+    pub deadline: Instant,
+    /// Where it is given.
+    pub reply: oneshot::Sender<Waited>,
+}
+
+/// The answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Waited {
+    /// Number of the plan in force.
+    pub plan: u64,
+    /// What is missing; nothing = everything is enforced.
+    pub missing: Vec<String>,
+}
+
+/// The thread's state.
+#[derive(Debug)]
+pub(super) struct Writer {
+    core: Core,
+    inbox: Receiver<Input>,
+    files: FilesSource,
+    published: Published,
+    waiting: Vec<(u64, Waiter)>,
+    answered: u64,
+    told: Vec<Located>,
+    next_check: Instant,
+}
+
+impl Writer {
+    /// A writer that hears `inbox`.
+    #[must_use]
+    pub(super) fn new(core: Core, inbox: Receiver<Input>, files: FilesSource, published: Published) -> Self {
+        let next_check = Instant::now() + CHECK_HOOKS;
+        Self { core, inbox, files, published, waiting: Vec::new(), answered: 0, told: Vec::new(), next_check }
+    }
+
+    /// Works until it is told to stop.
+    pub(super) fn run(mut self) {
+        while let Some(batch) = self.gather() {
+            let changed = !batch.updates.is_empty();
+            self.core.handle(batch);
+            if changed {
+                self.core.tally.last_change = Some(SystemTime::now());
+            }
+            let view = self.core.view();
+            self.tell(&view);
+            self.answer(&view);
+            self.published.publish(view);
+        }
+    }
+
+    /// Waits for something to do, then takes all there is. `None` = stop.
+    fn gather(&mut self) -> Option<Batch> {
+        let mut batch = Batch::default();
+        let deadlines = self.waiting.iter().map(|(_, waiter)| waiter.deadline);
+        let until = deadlines.chain(self.core.again_at()).fold(self.next_check, Instant::min);
+        match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(input) => self.take(input, &mut batch)?,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
+        while let Ok(input) = self.inbox.try_recv() {
+            self.take(input, &mut batch)?;
+        }
+        let now = Instant::now();
+        if self.next_check <= now {
+            self.next_check = now + CHECK_HOOKS;
+            batch.check_hooks = true;
+        }
+        Some(batch)
+    }
+
+    fn take(&mut self, input: Input, batch: &mut Batch) -> Option<()> {
+        match input {
+            Input::Files(told) => {
+                self.answered = self.answered.max(told.answered);
+                batch.updates.push(told.update);
+            }
+            Input::Network => batch.network = true,
+            Input::Passed(Passed { upto, slots }) => {
+                let (number, freed) = batch.passed.get_or_insert_default();
+                *number = upto.max(*number);
+                freed.extend(slots);
+            }
+            Input::Wait(waiter) => {
+                batch.network = true;
+                self.waiting.push((self.files.read_again(), waiter));
+            }
+            Input::Stop => return None,
+        }
+        Some(())
+    }
+
+    fn answer(&mut self, view: &View) {
+        let now = Instant::now();
+        let mut missing = view.missing();
+        for (number, waiter) in std::mem::take(&mut self.waiting) {
+            let read = self.answered >= number;
+            if waiter.deadline > now && (!read || !missing.is_empty()) {
+                self.waiting.push((number, waiter));
+                continue;
+            }
+            if !read && missing.is_empty() {
+                missing.push("the manifests are being read, or a file in them is being written".to_owned());
+            }
+            // Whoever asked may have gone.
+            drop(waiter.reply.send(Waited { plan: view.plan, missing: missing.clone() }));
+        }
+    }
+
+    /// Each problem is logged when it appears.
+    fn tell(&mut self, view: &View) {
+        if view.problems == self.told {
+            return;
+        }
+        for problem in view.problems.iter().filter(|p| !self.told.contains(p)) {
+            let Located { location, object, field, message, broken } = problem;
+            if *broken {
+                tracing::warn!(location, object, field, "{message}");
+            } else {
+                tracing::info!(location, object, field, "{message}");
+            }
+        }
+        self.told.clone_from(&view.problems);
+    }
+}
+
+/// The way to the writer.
+pub(super) type Inputs = Sender<Input>;

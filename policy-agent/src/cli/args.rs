@@ -1,0 +1,169 @@
+//! Commands, flags and their environment variables.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const ABOUT: &str = "Enforces Kubernetes NetworkPolicy on this node, in the kernel.";
+
+const AFTER: &str = "\
+Exit codes:
+  0  done            3  no permission        6  another agent is running
+  1  failed          4  kernel lacks         7  manifests cannot be read
+  2  bad usage       5  bpffs missing        8  --once: not everything is enforced
+
+Examples:
+  policy-agent run --manifests /etc/policy-agent     enforce the objects in a directory, and follow its changes
+  policy-agent run --manifests ./m --once            apply once and end; the kernel goes on enforcing
+  policy-agent cleanup                               stop enforcing and leave nothing behind
+  policyctl monitor                                  see what is dropped, and why";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "policy-agent", version, about = ABOUT, after_help = AFTER, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Enforce, until stopped. What is enforced stays in force when the agent ends, however it ends.
+    #[command(after_help = AFTER)]
+    Run(RunArgs),
+    /// Remove every trace: hooks, maps, state. The agent must not be running.
+    Cleanup(Paths),
+    /// Print the version.
+    Version,
+}
+
+/// Where things are.
+#[derive(Clone, Debug, Args)]
+pub struct Paths {
+    /// Directory for pinned maps and links, on a BPF file system.
+    #[arg(long, value_name = "DIR", env = "POLICY_AGENT_BPFFS", default_value = crate::datapath::DEFAULT_ROOT)]
+    pub bpffs: PathBuf,
+    /// Directory for state that outlives the agent.
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "POLICY_AGENT_STATE_DIR",
+        default_value = "/run/policy-agent/state"
+    )]
+    pub state_dir: PathBuf,
+    /// Unix socket on which policyctl and Hubble's CLI find the agent.
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "POLICY_AGENT_SOCKET",
+        default_value = "/run/policy-agent/agent.sock"
+    )]
+    pub socket: PathBuf,
+}
+
+/// Flags of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Directory of YAML and JSON objects: Namespace, Pod, Node, Service, NetworkPolicy. Changes are followed.
+    #[arg(long, value_name = "DIR", env = "POLICY_AGENT_MANIFESTS")]
+    pub manifests: PathBuf,
+    /// Name of this node: pods whose spec.nodeName equals it are local. Default: the host's name.
+    #[arg(long, value_name = "NAME", env = "POLICY_AGENT_NODE_NAME")]
+    pub node_name: Option<String>,
+    /// Where things are.
+    #[command(flatten)]
+    pub paths: Paths,
+    /// Apply the objects once, wait until they are enforced, and end.
+    #[arg(long, env = "POLICY_AGENT_ONCE")]
+    pub once: bool,
+    /// How programs are attached to interfaces.
+    #[arg(long, value_enum, value_name = "HOW", env = "POLICY_AGENT_ATTACH", default_value = "auto")]
+    pub attach: AttachArg,
+    /// What happens to running flows that a changed policy no longer allows.
+    #[arg(long, value_enum, value_name = "WHAT", env = "POLICY_AGENT_EXISTING_FLOWS", default_value = "cut")]
+    pub existing_flows: ExistingFlows,
+    /// Packets with the node's own address that the node only forwarded (masquerading hides who sent them).
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHAT",
+        env = "POLICY_AGENT_MASQUERADED_INGRESS",
+        default_value = "judge"
+    )]
+    pub masqueraded_ingress: MasqueradedIngress,
+    /// Make an event of every new flow that is allowed, not only of drops.
+    #[arg(long, env = "POLICY_AGENT_VERDICTS")]
+    pub verdicts: bool,
+    /// Serve /metrics, /healthz and /readyz over HTTP here.
+    #[arg(long, value_name = "ADDRESS", env = "POLICY_AGENT_METRICS_ADDRESS")]
+    pub metrics_address: Option<SocketAddr>,
+    /// What to log: a level, or module=level,...
+    #[arg(long, value_name = "FILTER", env = "POLICY_AGENT_LOG", default_value = "info")]
+    pub log: String,
+    /// Form of log lines.
+    #[arg(long, value_enum, value_name = "FORM", env = "POLICY_AGENT_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// Values of `--attach`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AttachArg {
+    /// TCX where the kernel has it (Linux 6.6), else clsact.
+    Auto,
+    /// TCX only.
+    Tcx,
+    /// clsact, also where the kernel has TCX.
+    Clsact,
+}
+
+/// Values of `--existing-flows`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExistingFlows {
+    /// They are cut with their next packet.
+    Cut,
+    /// They go on until they end.
+    Keep,
+}
+
+/// Values of `--masqueraded-ingress`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MasqueradedIngress {
+    /// Judged: only ipBlocks with the node's address match.
+    Judge,
+    /// Allowed, like traffic of the node itself.
+    Allow,
+}
+
+/// Values of `--log-format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound_and_every_flag_has_its_variable() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        let run = command.find_subcommand("run").unwrap();
+        for arg in run.get_arguments().filter(|a| a.get_long().is_some_and(|l| l != "help")) {
+            let wanted = format!("POLICY_AGENT_{}", arg.get_long().unwrap().to_uppercase().replace('-', "_"));
+            assert_eq!(
+                arg.get_env().and_then(|e| e.to_str()),
+                Some(&*wanted),
+                "--{}",
+                arg.get_long().unwrap()
+            );
+        }
+    }
+}

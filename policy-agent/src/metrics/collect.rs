@@ -1,0 +1,209 @@
+//! What is measured: counters of the kernel and of the writer, read when somebody asks.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use policy_common::abi::Direction;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, LabelSetEncoder, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::agent::{Kernel, Published, State, View};
+use crate::events::Bus;
+
+/// The registry.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    published: Published,
+    latency: Histogram,
+    /// Number of latencies already observed of the writer's list.
+    seen: Mutex<u64>,
+}
+
+impl Metrics {
+    /// Metrics of this agent.
+    #[must_use]
+    pub fn new(kernel: Arc<Kernel>, published: Published, bus: Arc<Bus>) -> Self {
+        let mut registry = Registry::with_prefix("policy_agent");
+        // A plan takes from a tenth of a millisecond to some seconds.
+        let latency = Histogram::new([0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]);
+        let help = "Time from a change to its last write to the kernel";
+        registry.register("plan_duration_seconds", help, latency.clone());
+        registry.register_collector(Box::new(OnDemand { kernel, published: published.clone(), bus }));
+        Self { registry, published, latency, seen: Mutex::new(0) }
+    }
+
+    /// The text of `/metrics`.
+    ///
+    /// # Errors
+    /// When a value cannot be written.
+    pub fn text(&self) -> Result<String, fmt::Error> {
+        self.observe();
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    /// Whether everything that the sources hold is enforced; else what is missing.
+    #[must_use]
+    pub fn missing(&self) -> Vec<String> {
+        self.published.get().missing()
+    }
+
+    fn observe(&self) {
+        let view = self.published.get();
+        let mut seen = self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let first = view.tally.first_latency;
+        for (number, latency) in (first..).zip(&view.tally.latencies) {
+            if number >= *seen {
+                self.latency.observe(latency.as_secs_f64());
+                *seen = number + 1;
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct OnDemand {
+    kernel: Arc<Kernel>,
+    published: Published,
+    bus: Arc<Bus>,
+}
+
+type Label = (&'static str, String);
+
+impl Collector for OnDemand {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let view = self.published.get();
+        self.packets(&mut encoder)?;
+        self.losses(&mut encoder)?;
+        objects(&mut encoder, &view)?;
+        tables(&mut encoder, &view)?;
+        writer(&mut encoder, &view)
+    }
+}
+
+impl OnDemand {
+    fn packets(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let counters = self.kernel.read().counters().unwrap_or_default();
+        for (name, help, dropped, bytes) in [
+            ("dropped_packets", "Packets dropped", true, false),
+            ("dropped_bytes", "Bytes of packets dropped", true, true),
+            ("passed_packets", "Packets passed at the first or a later look", false, false),
+        ] {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (reason, direction, counter) in counters.iter().filter(|(r, ..)| r.passes() != dropped) {
+                let value = if bytes { counter.bytes } else { counter.packets };
+                let labels =
+                    [("reason", reason.name().to_owned()), ("direction", direction.name().to_owned())];
+                one(&mut family, &labels, &ConstCounter::new(value))?;
+            }
+        }
+        let mut family = encoder.encode_descriptor(
+            "unhooked_packets",
+            "Packets that passed a hook whose interface belongs to no endpoint",
+            None,
+            MetricType::Counter,
+        )?;
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let count = self.kernel.read().unhooked(direction).unwrap_or_default().packets;
+            one(&mut family, &[("direction", direction.name().to_owned())], &ConstCounter::new(count))?;
+        }
+        Ok(())
+    }
+
+    fn losses(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let (mut suppressed, mut full) = (0, 0);
+        {
+            let executor = self.kernel.read();
+            let slots = executor.endpoints().unwrap_or_default().into_iter().map(|e| e.slot).chain([0]);
+            for totals in slots.filter_map(|slot| executor.endpoint_totals(slot).ok()) {
+                suppressed += totals.suppressed;
+                full += totals.ring_full;
+            }
+        }
+        let help = "Drop events that were not delivered; packet counters are exact all the same";
+        let mut family = encoder.encode_descriptor("lost_events", help, None, MetricType::Counter)?;
+        for (reason, count) in [("suppressed", suppressed), ("ring_full", full)] {
+            one(&mut family, &[("reason", reason.to_owned())], &ConstCounter::new(count))?;
+        }
+        let flows = ConstCounter::new(self.bus.stats().seen);
+        single(encoder, "flows", "Flows told to subscribers and kept", MetricType::Counter, &flows)
+    }
+}
+
+fn objects(encoder: &mut DescriptorEncoder, view: &View) -> fmt::Result {
+    let mut family =
+        encoder.encode_descriptor("endpoints", "Local pods by their state", None, MetricType::Gauge)?;
+    for state in [State::Enforced, State::Pending, State::Unenforced, State::Stale] {
+        let count = view.endpoints.iter().filter(|e| e.state == state).count() as i64;
+        one(&mut family, &[("state", state.name().to_owned())], &ConstGauge::new(count))?;
+    }
+    let gauge = |n: usize| ConstGauge::new(n as i64);
+    let broken = view.problems.iter().filter(|problem| problem.broken).count();
+    for (name, help, value) in [
+        ("policies", "Policies held", view.world.policies.len()),
+        ("pods", "Pods held", view.world.pods.len()),
+        ("problems", "Parts of files and objects that are not honoured", broken),
+        ("refused_namespaces", "Namespaces whose policies do not fit", view.refused.len()),
+        ("degraded", "1 while the kernel does not hold what it should", usize::from(view.degraded.is_some())),
+    ] {
+        single(encoder, name, help, MetricType::Gauge, &gauge(value))?;
+    }
+    Ok(())
+}
+
+fn tables(encoder: &mut DescriptorEncoder, view: &View) -> fmt::Result {
+    for (name, help, limit) in
+        [("table_used", "Entries in use", false), ("table_limit", "Entries there can be", true)]
+    {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for usage in &view.tables {
+            let value = if limit { usage.limit } else { usage.used } as i64;
+            let label = [("table", usage.table.name().replace(' ', "_"))];
+            one(&mut family, &label, &ConstGauge::new(value))?;
+        }
+    }
+    Ok(())
+}
+
+fn writer(encoder: &mut DescriptorEncoder, view: &View) -> fmt::Result {
+    for (name, help, value) in [
+        ("plans", "Plans applied", view.tally.plans),
+        ("writes", "Writes of all plans", view.tally.writes),
+        ("epochs", "Endpoints' epochs raised: their flows are judged again", view.tally.epochs),
+        ("failures", "Failures to write to the kernel or to look at interfaces", view.tally.failures),
+    ] {
+        single(encoder, name, help, MetricType::Counter, &ConstCounter::new(value))?;
+    }
+    Ok(())
+}
+
+fn single(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    kind: MetricType,
+    metric: &impl EncodeMetric,
+) -> fmt::Result {
+    metric.encode(encoder.encode_descriptor(name, help, None, kind)?)
+}
+
+fn one(family: &mut MetricEncoder, labels: &[Label], metric: &impl EncodeMetric) -> fmt::Result {
+    let labels = Labels(labels);
+    metric.encode(family.encode_family(&labels)?)
+}
+
+struct Labels<'a>(&'a [Label]);
+
+impl prometheus_client::encoding::EncodeLabelSet for Labels<'_> {
+    fn encode(&self, encoder: &mut LabelSetEncoder) -> fmt::Result {
+        use prometheus_client::encoding::EncodeLabel;
+        self.0.iter().try_for_each(|(name, value)| (*name, value.as_str()).encode(encoder.encode_label()))
+    }
+}
