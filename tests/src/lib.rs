@@ -2,8 +2,10 @@
 
 pub mod agent;
 pub mod backend;
+pub mod bench;
 pub mod net;
 pub mod pins;
 pub mod pkt;
 pub mod probe;
 pub mod scenario;
+pub mod verifier;

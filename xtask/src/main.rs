@@ -1,5 +1,6 @@
 //! `cargo xtask`: the table of tasks.
 
+mod bench;
 mod build;
 mod check;
 mod command;
@@ -46,6 +47,12 @@ const TASKS: &[Task] = &[
         args: "[--kernel K]... [--jobs N] [--fetch] [-- TEST-ARGS]",
         about: "the kernel suites on 5.10, 6.1, 6.12, 6.18 and sid, each in an emulated machine (root)",
         run: vm::task,
+    },
+    Task {
+        name: "bench",
+        args: "micro|path",
+        about: "costs of a packet: the programs alone, or a path beside other filters (root)",
+        run: bench::task,
     },
     Task { name: "fmt", args: "[--fix]", about: "check (or mend) the formatting", run: lint::fmt },
     Task { name: "lint", args: "", about: "clippy on all crates, warnings are errors", run: lint::lint },
