@@ -4,18 +4,22 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::atoms::{AtomId, Atoms, Scope};
-use crate::model::{Labels, Pod, Selector};
+use crate::model::{ContainerPort, Labels, Pod, Selector};
 use crate::world::World;
 
 /// Number of a group of pods with one namespace and equal labels.
 pub(crate) type GroupId = usize;
 
+/// Number of a list of ports; 0 is the empty one.
+pub(crate) type PortsId = usize;
+
 /// Groups of pods.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Groups {
     by_labels: HashMap<(Arc<str>, Labels), GroupId>,
-    /// Shortcut by the identity of the two allocations, which the value keeps alive.
-    by_identity: HashMap<(usize, usize), (Arc<str>, Labels, GroupId)>,
+    port_lists: HashMap<Vec<ContainerPort>, PortsId>,
+    /// Shortcut by the identity of the pod's allocation, which the value keeps alive.
+    by_identity: HashMap<usize, (Arc<Pod>, GroupId, PortsId)>,
     list: Vec<Group>,
     namespaces: HashMap<Arc<str>, Namespace>,
 }
@@ -42,26 +46,36 @@ struct Namespace {
 }
 
 impl Groups {
-    /// The group of a pod.
-    pub(crate) fn of(&mut self, pod: &Pod) -> GroupId {
-        let namespace = &pod.key.namespace;
-        let identity = (Arc::as_ptr(namespace).addr(), Arc::as_ptr(&pod.labels).addr());
-        if let Some((.., group)) = self.by_identity.get(&identity) {
-            return *group;
+    /// What rules can tell of a pod: its group and its list of ports.
+    pub(crate) fn of(&mut self, pod: &Arc<Pod>) -> (GroupId, PortsId) {
+        let identity = Arc::as_ptr(pod).addr();
+        if let Some((_, group, ports)) = self.by_identity.get(&identity) {
+            return (*group, *ports);
         }
+        let group = self.group(pod);
+        let ports = if pod.ports.is_empty() {
+            0
+        } else {
+            let next = self.port_lists.len() + 1;
+            *self.port_lists.entry(pod.ports.clone()).or_insert(next)
+        };
+        self.by_identity.insert(identity, (pod.clone(), group, ports));
+        (group, ports)
+    }
+
+    fn group(&mut self, pod: &Pod) -> GroupId {
         let next = self.list.len();
-        let key = (namespace.clone(), pod.labels.clone());
+        let key = (pod.key.namespace.clone(), pod.labels.clone());
         let group = *self.by_labels.entry(key).or_insert(next);
         if group == next {
             self.list.push(Group {
-                namespace: namespace.clone(),
+                namespace: pod.key.namespace.clone(),
                 labels: pod.labels.clone(),
                 atoms: Vec::new(),
                 evaluated: 0,
                 version: 0,
             });
         }
-        self.by_identity.insert(identity, (namespace.clone(), pod.labels.clone(), group));
         group
     }
 
@@ -112,7 +126,7 @@ impl Groups {
         if self.by_identity.len() > many {
             self.by_identity.clear();
         }
-        if self.list.len() > many {
+        if self.list.len().max(self.port_lists.len()) > many {
             *self = Self::default();
             return true;
         }

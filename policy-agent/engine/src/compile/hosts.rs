@@ -1,6 +1,6 @@
 //! Classes of addresses: equal sets of atoms and equal numbers of the port names that egress rules use.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use policy_common::abi::host_flags;
 
 use super::atoms::{AtomId, Atoms};
 use super::blocks::Blocks;
-use super::groups::{GroupId, Groups};
+use super::groups::{GroupId, Groups, PortsId};
 use super::policies::{PortName, Selection};
 use crate::desired::HostTarget;
 use crate::model::{ContainerPort, Pod};
@@ -55,9 +55,9 @@ impl Classes {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Memo {
     live: Vec<bool>,
-    names: BTreeSet<PortName>,
-    port_lists: HashMap<Vec<ContainerPort>, u32>,
-    classes: HashMap<(GroupId, u32, u32), u32>,
+    /// Whether some egress rule calls a port by name.
+    names: bool,
+    classes: HashMap<(GroupId, u32, PortsId), u32>,
     /// Class of the addresses that only blocks contain, by block signature.
     of_blocks: Vec<u32>,
 }
@@ -69,7 +69,7 @@ impl Memo {
         for id in &selection.live {
             live[*id as usize] = true;
         }
-        let names = selection.names.values().chain([&selection.names_of_all]).flatten().cloned().collect();
+        let names = !selection.names.is_empty() || !selection.names_of_all.is_empty();
         let of_blocks = blocks
             .signatures
             .iter()
@@ -104,30 +104,51 @@ pub(crate) struct Walk<'a> {
 
 impl Walk<'_> {
     /// Addresses that need a word: their class is not that of their longest prefix, or they are the node's own.
-    pub(crate) fn hosts(mut self) -> Vec<(IpAddr, HostTarget)> {
+    pub(crate) fn all(mut self) -> BTreeMap<IpAddr, HostTarget> {
         let world = self.world;
-        let mut hosts = Vec::new();
-        for (address, pod) in world.pod_addresses() {
-            if world.is_host_address(address) {
-                continue;
-            }
-            let block = self.blocks.at(address);
-            let class = self.class(pod, block);
-            if class != self.memo.of_block(block) {
-                hosts.push((address, HostTarget { class, flags: host_flags::POD }));
-            }
-        }
-        for address in world.host_addresses.iter() {
-            let class = self.memo.of_block(self.blocks.at(*address));
-            hosts.push((*address, HostTarget { class, flags: host_flags::OWN_NODE }));
-        }
-        hosts.sort_unstable_by_key(|h| h.0);
-        hosts
+        let mut hosts: Vec<(IpAddr, HostTarget)> = world
+            .pod_addresses()
+            .filter_map(|(address, pod)| Some((address, self.pod(address, pod)?)))
+            .collect();
+        hosts.extend(world.host_addresses.iter().map(|address| (*address, self.own(*address))));
+        hosts.into_iter().collect()
     }
 
-    fn class(&mut self, pod: &Pod, block: u32) -> u32 {
-        let group = self.groups.of(pod);
-        let ports = self.port_list(pod);
+    /// Brings the addresses up to date that changed since the walk over an earlier world.
+    pub(crate) fn changed(mut self, earlier: &World, hosts: &mut BTreeMap<IpAddr, HostTarget>) {
+        let world = self.world;
+        let mut changed: BTreeSet<IpAddr> = world.changed_pod_addresses(earlier).collect();
+        changed.extend(world.host_addresses.symmetric_difference(&earlier.host_addresses));
+        for address in changed {
+            let target = if world.is_host_address(address) {
+                Some(self.own(address))
+            } else {
+                world.pod_at(address).and_then(|pod| self.pod(address, &pod))
+            };
+            match target {
+                Some(target) => hosts.insert(address, target),
+                None => hosts.remove(&address),
+            };
+        }
+    }
+
+    fn own(&self, address: IpAddr) -> HostTarget {
+        let class = self.memo.of_block(self.blocks.at(address));
+        HostTarget { class, flags: host_flags::OWN_NODE }
+    }
+
+    fn pod(&mut self, address: IpAddr, pod: &Arc<Pod>) -> Option<HostTarget> {
+        if self.world.is_host_address(address) {
+            return None;
+        }
+        let block = self.blocks.at(address);
+        let class = self.class(pod, block);
+        (class != self.memo.of_block(block)).then_some(HostTarget { class, flags: host_flags::POD })
+    }
+
+    fn class(&mut self, pod: &Arc<Pod>, block: u32) -> u32 {
+        let (group, ports) = self.groups.of(pod);
+        let ports = if self.memo.names { ports } else { 0 };
         if let Some(class) = self.memo.classes.get(&(group, block, ports)) {
             return *class;
         }
@@ -142,21 +163,6 @@ impl Walk<'_> {
         let class = self.classes.id(Signature { atoms, names });
         self.memo.classes.insert((group, block, ports), class);
         class
-    }
-
-    /// Number of the pod's list of ports that some egress rule calls by name; 0 is the empty list.
-    fn port_list(&mut self, pod: &Pod) -> u32 {
-        if self.memo.names.is_empty() || pod.ports.is_empty() {
-            return 0;
-        }
-        let names = &self.memo.names;
-        let used = |p: &&ContainerPort| names.iter().any(|(q, name)| *q == p.protocol && *name == p.name);
-        let list: Vec<ContainerPort> = pod.ports.iter().filter(used).cloned().collect();
-        if list.is_empty() {
-            return 0;
-        }
-        let next = u32::try_from(self.memo.port_lists.len() + 1).unwrap_or(u32::MAX);
-        *self.memo.port_lists.entry(list).or_insert(next)
     }
 
     /// Ports that rules which match these atoms call by name.

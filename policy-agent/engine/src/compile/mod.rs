@@ -16,6 +16,7 @@ mod sets;
 mod share;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -27,7 +28,7 @@ use self::hosts::{Classes, Memo, Walk};
 use self::policies::{Policies, Selection};
 use self::rows::{Cells, Sets};
 pub use self::share::Share;
-use crate::desired::{Desired, DesiredRow, Endpoint};
+use crate::desired::{Desired, DesiredRow, Endpoint, HostTarget};
 use crate::limits::Limits;
 use crate::model::{ObjectKey, Pod, Policy};
 use crate::rule_ids::RuleIds;
@@ -51,6 +52,9 @@ pub struct Compiler {
     sets: Sets,
     cells: Vec<Cells>,
     closed: BTreeSet<Arc<str>>,
+    hosts: BTreeMap<IpAddr, HostTarget>,
+    /// World whose addresses `hosts` are, under the classes of now.
+    walked: Option<World>,
 }
 
 /// What the selection was made from.
@@ -83,15 +87,15 @@ impl Compiler {
         }
         let inputs = Inputs::of(world, endpoints, &self.closed);
         if self.inputs.as_ref() != Some(&inputs) {
-            self.selection =
-                Arc::new(self.policies.select(world, &inputs.endpoints, &self.closed, &mut self.atoms, ids));
+            let (atoms, closed) = (&mut self.atoms, &self.closed);
+            self.selection = Arc::new(self.policies.select(world, &inputs.endpoints, closed, atoms, ids));
             self.blocks = Blocks::new(&self.atoms, &self.selection.live);
             self.inputs = Some(inputs);
             self.restart_classes();
         } else if renamed || self.classes.list.len() > 2 * self.limits.classes as usize {
             self.restart_classes();
         }
-        let hosts = Walk {
+        let walk = Walk {
             world,
             atoms: &self.atoms,
             selection: &self.selection,
@@ -99,11 +103,13 @@ impl Compiler {
             groups: &mut self.groups,
             classes: &mut self.classes,
             memo: &mut self.memo,
+        };
+        match &self.walked {
+            Some(earlier) => walk.changed(earlier, &mut self.hosts),
+            None => self.hosts = walk.all(),
         }
-        .hosts();
-        let mut desired = Desired { hosts, ..Desired::default() };
-        self.fill(&mut desired);
-        desired
+        self.walked = Some(world.clone());
+        self.desired()
     }
 
     /// What each namespace's policies take of the shared tables in the world last compiled.
@@ -113,13 +119,16 @@ impl Compiler {
     }
 
     fn restart_classes(&mut self) {
+        self.walked = None;
         self.classes = Classes::default();
         self.memo = Memo::new(&self.selection, &self.blocks, &self.atoms, &mut self.classes);
         self.sets = Sets::default();
         self.cells = vec![Cells::default(); self.selection.rows.len()];
     }
 
-    fn fill(&mut self, desired: &mut Desired) {
+    fn desired(&mut self) -> Desired {
+        let hosts = self.hosts.iter().map(|(address, target)| (*address, *target)).collect();
+        let mut desired = Desired { hosts, ..Desired::default() };
         let limit = self.limits.intervals_per_set;
         desired.intervals_per_set = limit;
         for (row, cells) in self.selection.rows.iter().zip(&mut self.cells) {
@@ -134,6 +143,7 @@ impl Compiler {
         desired.sets.clone_from(&self.sets.list);
         desired.endpoints.clone_from(&self.selection.endpoints);
         desired.classes = u32::try_from(self.classes.list.len()).unwrap_or(u32::MAX);
+        desired
     }
 }
 
