@@ -51,13 +51,21 @@ fn main() {
         world.apply(Delta::Pod(pod(7 + i, 9 + i, pods / LOCAL)));
         step(&mut planner, &world, &endpoints, "pod relabelled");
     }
-    for i in 0..3 {
-        world.apply(Delta::Policy(policy(i, 443)));
-        step(&mut planner, &world, &endpoints, "policy changed: ports");
-    }
-    for i in 0..3 {
-        world.apply(Delta::PolicyGone(policy(8 + i, 80).key));
-        step(&mut planner, &world, &endpoints, "policy removed");
+    let pod = endpoints.first().and_then(|e| world.pods.get(&e.pod)).cloned();
+    let selects = |i: &usize| {
+        pod.as_ref().is_some_and(|pod| {
+            let policy = policy(*i, 80);
+            policy.key.namespace == pod.key.namespace && policy.pod_selector.matches(&pod.labels)
+        })
+    };
+    let (relevant, others): (Vec<usize>, Vec<usize>) = (0..policies).partition(selects);
+    for (list, what) in [(&relevant, "policy of a local pod"), (&others, "policy of others")] {
+        for i in list.iter().take(2) {
+            world.apply(Delta::Policy(policy(*i, 443)));
+            step(&mut planner, &world, &endpoints, what);
+            world.apply(Delta::PolicyGone(policy(*i, 80).key));
+            step(&mut planner, &world, &endpoints, what);
+        }
     }
     let relabelled = Namespace { labels: labels(&[("team", "other")]), ..namespace(3) };
     world.apply(Delta::Namespace(relabelled));

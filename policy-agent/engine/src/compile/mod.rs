@@ -81,18 +81,24 @@ impl Compiler {
     /// Compiles the world for these endpoints. Equal worlds give equal tables, whatever was compiled before, up to the
     /// numbers of classes and rule sets.
     pub fn compile(&mut self, world: &World, endpoints: &[Endpoint], ids: &mut RuleIds) -> Desired {
-        let renamed = self.groups.refresh(world) | self.groups.trim(world.pods.len());
+        let regrouped = self.groups.refresh(world) | self.groups.trim(world.pods.len());
         if self.atoms.len() > DEAD_ATOMS + 2 * self.selection.live.len() {
             *self = Self { closed: std::mem::take(&mut self.closed), ..Self::new(self.limits) };
         }
         let inputs = Inputs::of(world, endpoints, &self.closed);
+        let mut same = true;
         if self.inputs.as_ref() != Some(&inputs) {
             let (atoms, closed) = (&mut self.atoms, &self.closed);
-            self.selection = Arc::new(self.policies.select(world, &inputs.endpoints, closed, atoms, ids));
-            self.blocks = Blocks::new(&self.atoms, &self.selection.live);
+            let selection = self.policies.select(world, &inputs.endpoints, closed, atoms, ids);
+            // The old selection keeps its policies alive, so an equal pointer is the same policy.
+            same = self.inputs.is_some() && self.selection.is_same(&selection);
             self.inputs = Some(inputs);
-            self.restart_classes();
-        } else if renamed || self.classes.list.len() > 2 * self.limits.classes as usize {
+            if !same {
+                self.selection = Arc::new(selection);
+                self.blocks = Blocks::new(&self.atoms, &self.selection.live);
+            }
+        }
+        if !same || regrouped || self.classes.list.len() > 2 * self.limits.classes as usize {
             self.restart_classes();
         }
         let walk = Walk {

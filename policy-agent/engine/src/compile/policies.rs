@@ -161,6 +161,13 @@ impl Policies {
 }
 
 impl Selection {
+    /// Whether it was made from the same policies for the same endpoints, so that all that follows from it is the same.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.endpoints == other.endpoints
+            && self.rows.len() == other.rows.len()
+            && self.rows.iter().zip(&other.rows).all(|(a, b)| Identity::of(&a.spec) == Identity::of(&b.spec))
+    }
+
     fn collect(&mut self, used: &mut BTreeSet<u32>) {
         let mut live = BTreeSet::new();
         for row in &mut self.rows {
