@@ -1,5 +1,6 @@
 //! Records of the kernel's ring become flows on the bus.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -99,11 +100,12 @@ impl Drain {
     fn tell_losses(&self) {
         let executor = self.kernel.read();
         let Ok(endpoints) = executor.endpoints() else { return };
-        let mut losses = KernelLosses::default();
-        for slot in endpoints.iter().map(|e| e.slot).chain([0]) {
+        let mut losses = BTreeMap::new();
+        // Slot 0 stands for the node, which has no id.
+        for (slot, id) in endpoints.iter().map(|e| (e.slot, e.id)).chain([(0, 0)]) {
             let Ok(totals) = executor.endpoint_totals(slot) else { continue };
-            losses.ring_full += totals.ring_full;
-            losses.suppressed += totals.suppressed;
+            let lost = KernelLosses { ring_full: totals.ring_full, suppressed: totals.suppressed };
+            losses.insert(id, lost);
         }
         drop(executor);
         self.bus.report_losses(losses);

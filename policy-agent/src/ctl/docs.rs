@@ -86,6 +86,13 @@ fn the_page_tells_every_command_and_flag_of_policyctl() {
 }
 
 #[test]
+fn the_page_tells_every_command_and_flag_of_policy_agent() {
+    let mut command = crate::cli::Cli::command();
+    command.build();
+    check(&page(), &command, "policy-agent");
+}
+
+#[test]
 fn a_flag_that_the_page_leaves_out_is_noticed() {
     let page = "### x\n\n| `--one A`, `-o` | |\n| `--two` | |\n";
     let told = told_flags(&section(page, "x").unwrap());

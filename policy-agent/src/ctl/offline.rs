@@ -6,12 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use policy_engine::model::{ObjectKey, Pod};
-use policy_engine::read;
 use policy_engine::world::World;
 
 use crate::ctl::failure::Failure;
 use crate::ctl::screen::Screen;
 use crate::source::files;
+use crate::source::objects::Objects;
 
 /// Reads all objects below a path. What is wrong with them goes to standard error: it changes the answer.
 ///
@@ -22,18 +22,16 @@ pub fn world(path: &Path, screen: &mut Screen<'_>) -> Result<World, Failure> {
         Failure::new(format!("cannot read {}: {error}", path.display()))
             .hint("--manifests takes a directory of YAML and JSON objects, or one file")
     })?;
-    for problem in &snapshot.problems {
-        writeln!(screen.err, "warning: {problem}")?;
+    let update = Objects::default().update(&snapshot);
+    for problem in &update.problems {
+        let parts = [&problem.location, &problem.object, &problem.field, &problem.message];
+        let parts: Vec<&str> =
+            parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
+        writeln!(screen.err, "warning: {}", parts.join(": "))?;
     }
     let mut world = World::new("");
-    for document in &snapshot.documents {
-        let read = read::object(&document.value);
-        for problem in read.problems.iter().filter(|_| read.broken || read.delta.is_some()) {
-            writeln!(screen.err, "warning: {}: {problem}", document.origin)?;
-        }
-        if let Some(delta) = read.delta {
-            world.apply(delta);
-        }
+    for delta in update.deltas {
+        world.apply(delta);
     }
     if world.pods.is_empty() {
         writeln!(screen.err, "warning: no pods in {}", path.display())?;

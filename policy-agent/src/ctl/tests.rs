@@ -258,6 +258,24 @@ async fn an_explanation_names_the_nearest_rule() {
 }
 
 #[tokio::test]
+async fn what_is_wrong_with_the_manifests_is_told_beside_the_answer() {
+    let dir = directory();
+    fs::write(dir.path().join("all.yaml"), MANIFESTS.replace("port: 5432", "port: 5432, endPort: 1"))
+        .unwrap();
+    fs::write(dir.path().join("torn.yaml"), "{").unwrap();
+    let line =
+        format!("explain --manifests {} --from shop/client --to shop/db --port 5432", dir.path().display());
+    let ran = policyctl(Path::new("/nonexistent"), &line).await;
+    assert_eq!(ran.exit, 0);
+    assert!(ran.out.contains("denied"), "{}", ran.out);
+    assert!(
+        ran.err.contains("spec.ingress[0].ports[0].endPort") && ran.err.contains("torn.yaml:"),
+        "{}",
+        ran.err
+    );
+}
+
+#[tokio::test]
 async fn bad_questions_get_hints() {
     for (line, message, hint) in [
         ("matrix --manifests DIR/none --port 80", "cannot read", "takes a directory"),

@@ -2,6 +2,7 @@
 //!
 //! The writer never waits. A reader that is too slow loses the oldest messages and learns how many.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -27,7 +28,7 @@ pub enum Message {
     },
 }
 
-/// Totals of the kernel's counters of events that were not delivered.
+/// Totals of an endpoint's counters of events that were not delivered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KernelLosses {
     /// The ring was full.
@@ -62,8 +63,8 @@ pub struct Bus {
 #[derive(Debug)]
 struct State {
     ring: Ring,
-    /// `None` until the counters were read once: what was lost before belongs to an earlier run.
-    losses: Option<KernelLosses>,
+    /// By endpoint id; `None` until the counters were read once: what was lost before belongs to an earlier run.
+    losses: Option<BTreeMap<u32, KernelLosses>>,
 }
 
 /// The past, and everything that comes after it without a gap.
@@ -93,15 +94,22 @@ impl Bus {
         let _: Result<_, _> = self.live.send(Message::Flow(flow));
     }
 
-    /// Tells readers what was lost since the last call. Call it about once a second with the counters' totals; a total
-    /// that became smaller means that the counters were made anew.
-    pub fn report_losses(&self, totals: KernelLosses) {
-        let before = self.lock().losses.replace(totals);
+    /// Tells readers what was lost since the last call. Call it about once a second with the totals of each endpoint's
+    /// counters, by endpoint id. An endpoint that is new has lost all that it counts.
+    pub fn report_losses(&self, totals: BTreeMap<u32, KernelLosses>) {
+        let mut state = self.lock();
+        let before = state.losses.replace(totals.clone());
+        drop(state);
         let Some(before) = before else { return };
-        let since = |now: u64, before: u64| if now < before { now } else { now - before };
+        let mut lost = KernelLosses::default();
+        for (id, now) in totals {
+            let before = before.get(&id).copied().unwrap_or_default();
+            lost.ring_full += now.ring_full.saturating_sub(before.ring_full);
+            lost.suppressed += now.suppressed.saturating_sub(before.suppressed);
+        }
         for (source, count) in [
-            (LostEventSource::PerfEventRingBuffer, since(totals.ring_full, before.ring_full)),
-            (LostEventSource::ObserverEventsQueue, since(totals.suppressed, before.suppressed)),
+            (LostEventSource::PerfEventRingBuffer, lost.ring_full),
+            (LostEventSource::ObserverEventsQueue, lost.suppressed),
         ] {
             if count > 0 {
                 let _: Result<_, _> = self.live.send(Message::Lost { source, count });
@@ -183,15 +191,18 @@ mod tests {
     fn kernel_losses_are_told_as_differences() {
         let bus = Bus::new(8, 8);
         let mut live = bus.subscribe().live;
-        let report = |ring_full, suppressed| bus.report_losses(KernelLosses { ring_full, suppressed });
-        report(5, 100);
+        let report = |totals: &[(u32, u64, u64)]| {
+            let of = |&(id, ring_full, suppressed)| (id, KernelLosses { ring_full, suppressed });
+            bus.report_losses(totals.iter().map(of).collect());
+        };
+        report(&[(1, 5, 100), (2, 0, 50)]);
         assert_eq!(next(&mut live), Err(TryRecvError::Empty), "what was before us is not ours to tell");
-        report(7, 100);
+        report(&[(1, 7, 100), (2, 0, 50)]);
         assert_eq!(next(&mut live), Ok("PERF_EVENT_RING_BUFFER 2".to_owned()));
-        report(7, 130);
+        // One endpoint goes with its counters, another comes.
+        report(&[(2, 0, 60), (3, 0, 20)]);
         assert_eq!(next(&mut live), Ok("OBSERVER_EVENTS_QUEUE 30".to_owned()));
-        report(1, 130);
-        assert_eq!(next(&mut live), Ok("PERF_EVENT_RING_BUFFER 1".to_owned()), "counters made anew");
+        report(&[(2, 0, 60), (3, 0, 20)]);
         assert_eq!(next(&mut live), Err(TryRecvError::Empty));
     }
 }

@@ -125,8 +125,9 @@ async fn kernel_losses_pass_every_filter() {
     let never = vec![FlowFilter { uuid: vec!["none".into()], ..FlowFilter::default() }];
     let request = GetFlowsRequest { follow: true, whitelist: never, ..GetFlowsRequest::default() };
     let mut stream = client.get_flows(request).await.unwrap().into_inner();
-    running.bus.report_losses(crate::events::KernelLosses { ring_full: 1, suppressed: 1 });
-    running.bus.report_losses(crate::events::KernelLosses { ring_full: 3, suppressed: 10 });
+    for (ring_full, suppressed) in [(1, 1), (3, 10)] {
+        running.bus.report_losses([(7, crate::events::KernelLosses { ring_full, suppressed })].into());
+    }
     let mut told = [next(&mut stream).await, next(&mut stream).await];
     told.sort();
     assert_eq!(told, ["OBSERVER_EVENTS_QUEUE 9", "PERF_EVENT_RING_BUFFER 2"]);

@@ -113,8 +113,8 @@ async fn following_outlives_the_agent_and_shows_losses() {
         }
         denied(1, soon).into_iter().for_each(|flow| running.bus.publish(flow));
         out.wait_for("shop/db:1 ").await;
-        running.bus.report_losses(KernelLosses::default());
-        running.bus.report_losses(KernelLosses { ring_full: 7, suppressed: 0 });
+        running.bus.report_losses([].into());
+        running.bus.report_losses([(7, KernelLosses { ring_full: 7, suppressed: 0 })].into());
         out.wait_for("LOST 7 events: the kernel's ring was full").await;
         running.stop().await;
         err.wait_for("waiting for it at").await;
