@@ -80,7 +80,7 @@ pub struct Facts {
     pub tcx: bool,
 }
 
-/// Looks whether the datapath can work here. Changes nothing.
+/// Looks whether the datapath can work here. Changes nothing but this process's limit of locked memory.
 ///
 /// # Errors
 /// The first that is missing.
@@ -91,6 +91,7 @@ pub fn check(bpffs: &Path) -> Result<Facts, Error> {
         return Err(Error::KernelTypes);
     }
     Pins::new(bpffs).check()?;
+    datapath::raise_memory_limit();
     maps()?;
     programs()?;
     Ok(Facts { kernel, tcx: datapath::tcx_supported() })

@@ -1,5 +1,6 @@
 //! The life of an endpoint's slot: made closed, filled by plans, closed, retired after a grace period.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -31,7 +32,8 @@ pub struct Endpoint {
     pub id: u32,
     /// Host's end of its interface.
     pub ifindex: u32,
-    /// All of its addresses; a source that is not among them is forged. The first of each family is its main one.
+    /// All of its addresses; a source that is not among them is forged. The first of each family that is not link-local
+    /// is its main one.
     pub addresses: Vec<IpAddr>,
     /// Bits of [`policy_common::abi::endpoint_config`].
     pub config: u16,
@@ -90,8 +92,10 @@ impl Executor {
             return wrong(format!("in use by endpoint {}", before as u32));
         }
         self.store_endpoint(slot, CLOSED)?;
-        self.install_flows(slot, endpoint.addresses.iter().any(IpAddr::is_ipv6))?;
-        self.set_addresses(slot, &endpoint.addresses)?;
+        let (four, six) = main_addresses(&endpoint.addresses);
+        let families = [Some(MapId::Flows4), six.map(|_| MapId::Flows6)];
+        self.install_flows(slot, families.into_iter().flatten())?;
+        self.write_addresses(slot, &endpoint.addresses, four, six)?;
         self.ep.store(u32::from(slot), endpoint_words::KEEP, 0)?;
         self.ep.store(u32::from(slot), endpoint_words::INTERFACE, u64::from(endpoint.ifindex))?;
         self.set_pickup(slot, endpoint.pickup)?;
@@ -101,41 +105,56 @@ impl Executor {
         self.ep.store(u32::from(slot), endpoint_words::IDENTITY, identity)
     }
 
-    /// Replaces the endpoint's addresses.
+    /// Replaces the endpoint's addresses. When the main address of a family changes, the flows of that family are
+    /// forgotten: they were the other address's.
     ///
     /// # Errors
     /// Too many addresses, or the kernel's answer.
     pub fn set_addresses(&self, slot: u16, addresses: &[IpAddr]) -> Result<()> {
-        let main4 = addresses.iter().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None });
-        let main6 = addresses.iter().find_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None });
-        let further =
-            |ip: &&IpAddr| Some(**ip) != main4.map(IpAddr::V4) && Some(**ip) != main6.map(IpAddr::V6);
-        let wanted: Vec<LocalKey> = addresses.iter().filter(further).map(|ip| local_key(slot, *ip)).collect();
+        let (four, six) = main_addresses(addresses);
+        let before = self.main_words(slot)?;
+        let changed4 = before.0 != Ipv4Addr::UNSPECIFIED && Some(before.0) != four;
+        let changed6 = six.is_some_and(|ip| ip != before.1);
+        let families = [changed4.then_some(MapId::Flows4), changed6.then_some(MapId::Flows6)];
+        self.install_flows(slot, families.into_iter().flatten())?;
+        self.write_addresses(slot, addresses, four, six)
+    }
+
+    fn write_addresses(
+        &self,
+        slot: u16,
+        addresses: &[IpAddr],
+        four: Option<Ipv4Addr>,
+        six: Option<Ipv6Addr>,
+    ) -> Result<()> {
+        let main = [four.map(IpAddr::V4), six.map(IpAddr::V6)];
+        let further = addresses.iter().filter(|ip| !main.contains(&Some(**ip)));
+        let wanted: Vec<LocalKey> = further.map(|ip| local_key(slot, *ip)).collect();
         let map = &self.maps[MapId::Locals];
-        let there = self.locals(slot)?;
+        let mut there = self.locals(slot)?;
         for (key, _) in there.iter().filter(|(key, _)| !wanted.contains(key)) {
             gone(map, bytes_of(key))?;
         }
-        let mut taken: Vec<(u32, u32)> =
-            there.iter().filter(|(key, _)| wanted.contains(key)).map(|(key, i)| (key.family, *i)).collect();
-        for key in wanted.iter().filter(|key| !there.iter().any(|(k, _)| k == *key)) {
-            let free = LOCAL_INDEXES.into_iter().find(|i| !taken.contains(&(key.family, *i)));
-            let Some(index) = free else {
+        for key in wanted {
+            if there.iter().any(|(k, _)| *k == key) {
+                continue;
+            }
+            let Some(index) = free_index(&there, key.family) else {
                 return Err(Error::Endpoint {
                     slot,
                     problem: "more than 254 addresses of a family".to_owned(),
                 });
             };
-            map.insert(bytes_of(key), bytes_of(&index), ANY).map_err(map.failed("insert into"))?;
-            taken.push((key.family, index));
+            map.insert(bytes_of(&key), bytes_of(&index), ANY).map_err(map.failed("insert into"))?;
+            there.push((key, index));
         }
-        let (high, low) = main6.map_or((0, 0), |ip| address_words(ip.octets()));
         let slot = u32::from(slot);
+        let (high, low) = six.map_or((0, 0), |ip| address_words(ip.octets()));
         self.ep.store(slot, endpoint_words::ADDRESS6_HIGH, high)?;
         self.ep.store(slot, endpoint_words::ADDRESS6_LOW, low)?;
         let until = self.ep.load(slot, endpoint_words::ADDRESS4)? >> 32;
-        let main = main4.map_or(0, |ip| u32::from_ne_bytes(ip.octets()));
-        self.ep.store(slot, endpoint_words::ADDRESS4, u64::from(main) | until << 32)
+        let address = four.map_or(0, |ip| u32::from_ne_bytes(ip.octets()));
+        self.ep.store(slot, endpoint_words::ADDRESS4, u64::from(address) | until << 32)
     }
 
     /// Opens the endpoint's pick-up window anew, or closes it with a duration of 0.
@@ -244,10 +263,8 @@ impl Executor {
             if identity as u32 == 0 {
                 continue;
             }
-            let main4 = Ipv4Addr::from((word(endpoint_words::ADDRESS4)? as u32).to_ne_bytes());
-            let (high, low) = (word(endpoint_words::ADDRESS6_HIGH)?, word(endpoint_words::ADDRESS6_LOW)?);
-            let main6 = Ipv6Addr::from(six_of(high, low));
-            let main = [IpAddr::V4(main4), IpAddr::V6(main6)].into_iter().filter(|ip| !ip.is_unspecified());
+            let (four, six) = self.main_words(slot)?;
+            let main = [IpAddr::V4(four), IpAddr::V6(six)].into_iter().filter(|ip| !ip.is_unspecified());
             let further = locals.iter().filter(|(key, _)| key.slot == u32::from(slot));
             found.push(LiveEndpoint {
                 slot,
@@ -262,8 +279,8 @@ impl Executor {
         Ok(found)
     }
 
-    /// Flow maps of the slot, empty. Both enter their arrays at the same time: each waits for a grace period.
-    fn install_flows(&self, slot: u16, six: bool) -> Result<()> {
+    /// Flow maps of the slot, empty. They enter their arrays at the same time: each waits for a grace period.
+    fn install_flows(&self, slot: u16, families: impl Iterator<Item = MapId>) -> Result<()> {
         let install = |id: MapId| {
             let (map, Some(inner)) = (&self.maps[id], id.inner()) else { return Ok(()) };
             let failed = |source| Error::Map { action: "create", map: inner.name, source };
@@ -272,10 +289,19 @@ impl Executor {
             map.insert(bytes_of(&u32::from(slot)), bytes_of(&fd), ANY).map_err(map.failed("insert into"))
         };
         std::thread::scope(|scope| {
-            let six = six.then(|| scope.spawn(|| install(MapId::Flows6)));
-            install(MapId::Flows4)?;
-            six.map_or(Ok(()), |thread| thread.join().unwrap_or_else(|p| std::panic::resume_unwind(p)))
+            let threads: Vec<_> = families.map(|id| scope.spawn(move || install(id))).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().try_for_each(join)
         })
+    }
+
+    fn main_words(&self, slot: u16) -> Result<(Ipv4Addr, Ipv6Addr)> {
+        let word = |index| self.ep.load(u32::from(slot), index);
+        let four = Ipv4Addr::from((word(endpoint_words::ADDRESS4)? as u32).to_ne_bytes());
+        let six = six_of(word(endpoint_words::ADDRESS6_HIGH)?, word(endpoint_words::ADDRESS6_LOW)?);
+        Ok((four, Ipv6Addr::from(six)))
     }
 
     fn locals(&self, slot: u16) -> Result<Vec<(LocalKey, u32)>> {
@@ -314,6 +340,28 @@ impl Retirement {
         }
         Ok(self.slots)
     }
+}
+
+/// The main address of each family: the first that is not link-local.
+fn main_addresses(addresses: &[IpAddr]) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+    let (mut four, mut six) = (None, None);
+    for address in addresses {
+        match address {
+            IpAddr::V4(ip) if !ip.is_link_local() => drop(four.get_or_insert(*ip)),
+            IpAddr::V6(ip) if !ip.is_unicast_link_local() => drop(six.get_or_insert(*ip)),
+            IpAddr::V4(_) | IpAddr::V6(_) => {}
+        }
+    }
+    (four, six)
+}
+
+/// An index that the slot does not use, above those in use as long as there is one: flows of an address that went may
+/// still be there.
+fn free_index(taken: &[(LocalKey, u32)], family: u32) -> Option<u32> {
+    let used: BTreeSet<u32> = taken.iter().filter(|(key, _)| key.family == family).map(|(_, i)| *i).collect();
+    let next = used.last().map_or(*LOCAL_INDEXES.start(), |last| last + 1);
+    let free = |index: &u32| LOCAL_INDEXES.contains(index) && !used.contains(index);
+    Some(next).filter(free).or_else(|| LOCAL_INDEXES.into_iter().find(free))
 }
 
 /// Removes an element; that it is gone already is fine.
@@ -359,6 +407,24 @@ fn six_of(high: u64, low: u64) -> [u8; 16] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn indexes_grow_and_are_reused_last() {
+        let key = |family| LocalKey { slot: 1, family, ..LocalKey::default() };
+        assert_eq!(free_index(&[], 4), Some(2));
+        assert_eq!(free_index(&[(key(4), 5), (key(6), 9)], 4), Some(6));
+        assert_eq!(free_index(&[(key(4), 254)], 4), Some(2));
+        let full: Vec<_> = LOCAL_INDEXES.map(|index| (key(4), index)).collect();
+        assert_eq!((free_index(&full, 4), free_index(&full, 6)), (None, Some(2)));
+    }
+
+    #[test]
+    fn link_local_addresses_are_never_the_main_ones() {
+        let all = ["fe80::1", "10.0.0.1", "2001:db8::1", "10.0.0.2"].map(|ip| ip.parse().unwrap());
+        let (four, six) = main_addresses(&all);
+        assert_eq!(four.unwrap().to_string() + " " + &six.unwrap().to_string(), "10.0.0.1 2001:db8::1");
+        assert_eq!(main_addresses(&all[..1]), (None, None));
+    }
 
     #[test]
     fn addresses_survive_their_keys() {

@@ -164,7 +164,7 @@ fn load_programs(
 
 /// Before Linux 5.11 maps are charged to this limit, which is 64 KiB by default. Where it can't be raised the
 /// creation of a map says so.
-fn raise_memory_limit() {
+pub(crate) fn raise_memory_limit() {
     let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     // SAFETY: the pointer is valid for the call.
     if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) } != 0 {

@@ -154,7 +154,7 @@ impl MapId {
         Some(Spec { name, kind, key, value: size_of::<Flow>() as u32, entries: 1, flags: 0, revision: 1 })
     }
 
-    /// Name of the map's pin: the layout of *this* map is part of it, so another map's change keeps its content.
+    /// Name of the map's pin. The layout is part of it, so that the change of one map keeps the content of others.
     /// Names on the BPF file system must not contain a dot.
     #[must_use]
     pub fn pin_name(self) -> String {
@@ -162,11 +162,42 @@ impl MapId {
     }
 
     /// Hash of everything that two builds must agree on to share the map.
+    ///
+    /// Tables that name each other's entries (slots, rows, classes, rule sets) are of one piece: if one of them is new
+    /// and empty, all are, so that the programs of an earlier agent keep a whole set until they are replaced.
     #[must_use]
     pub fn layout(self) -> u32 {
+        const START: u32 = 0x811c_9dc5;
+        if !self.is_table() {
+            return self.hash(START);
+        }
+        Self::ALL.into_iter().filter(|map| map.is_table()).fold(START, |hash, map| map.hash(hash))
+    }
+
+    const fn is_table(self) -> bool {
+        match self {
+            Self::Iface
+            | Self::IfaceX
+            | Self::Ep
+            | Self::Locals
+            | Self::Hosts4
+            | Self::Hosts6
+            | Self::Prefix4
+            | Self::Prefix6
+            | Self::Hinfo
+            | Self::Policy
+            | Self::RuleSet
+            | Self::Interval
+            | Self::Flows4
+            | Self::Flows6 => true,
+            Self::Frags | Self::EpStat | Self::Counters | Self::RuleHits | Self::Events | Self::Meta => false,
+        }
+    }
+
+    fn hash(self, start: u32) -> u32 {
         let fields = |s: Spec| [s.kind as u32, s.key, s.value, s.entries, s.flags, s.revision];
         let inner = self.inner().map_or([0; 6], fields);
-        fields(self.spec()).iter().chain(&inner).fold(0x811c_9dc5, |hash, field| {
+        fields(self.spec()).iter().chain(&inner).fold(start, |hash, field| {
             field.to_le_bytes().iter().fold(hash, |h: u32, b| (h ^ u32::from(*b)).wrapping_mul(0x0100_0193))
         })
     }
@@ -207,10 +238,12 @@ mod tests {
     }
 
     #[test]
-    fn layouts_differ_between_shapes() {
-        assert_ne!(MapId::Hosts4.layout(), MapId::Hosts6.layout());
-        assert_ne!(MapId::Flows4.layout(), MapId::Flows6.layout(), "only their inner maps differ");
-        assert_eq!(MapId::Counters.pin_name(), MapId::Counters.pin_name());
+    fn tables_have_one_layout_and_the_rest_their_own() {
+        let tables: BTreeSet<u32> = MapId::ALL.iter().filter(|m| m.is_table()).map(|m| m.layout()).collect();
+        assert_eq!(tables.len(), 1);
+        let rest: BTreeSet<u32> = MapId::ALL.iter().filter(|m| !m.is_table()).map(|m| m.layout()).collect();
+        assert_eq!((rest.len(), rest.is_disjoint(&tables)), (6, true));
+        assert_ne!(MapId::Flows4.hash(0), MapId::Flows6.hash(0), "inner maps count");
     }
 
     #[test]
