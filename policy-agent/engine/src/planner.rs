@@ -17,7 +17,7 @@ use crate::world::World;
 /// What happens to the policies of a namespace that do not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Held {
-    /// Policies keep their last version that was installed; those without one isolate and their rules match nothing.
+    /// The policies that were installed last stay; newer ones isolate and their rules match nothing.
     LastGood,
     /// All policies isolate and their rules match nothing.
     Closed,
@@ -103,7 +103,11 @@ impl Planner {
                 Err((_, PlanError::Busy(table))) => return self.nothing(held, Some(table)),
                 Err((namespace, PlanError::Full { table, needed, limit })) => {
                     let shares = self.compiler.shares(&desired);
-                    let Some((namespace, level)) = victim(&shares, &held, namespace, table) else {
+                    let changed = |namespace: &str| {
+                        !world.policies_of(namespace).eq(policies_in(&self.installed, namespace))
+                    };
+                    let victim = victim(&shares, &held, namespace, table, changed);
+                    let Some((namespace, level)) = victim else {
                         // Nothing of this is due to policies; the tables stay as they are.
                         return self.nothing(held, Some(table));
                     };
@@ -147,14 +151,15 @@ impl Planner {
     fn effective(&self, world: &World, held: &BTreeMap<Arc<str>, Refusal>) -> World {
         let mut effective = world.clone();
         for (namespace, refusal) in held {
-            let policies: Vec<_> = world.policies_of(namespace).cloned().collect();
             if refusal.held == Held::Closed {
                 continue;
             }
-            for policy in policies {
-                let installed = self.installed.get(&policy.key).filter(|old| old.uid == policy.uid);
-                let replacement = installed.cloned().unwrap_or_else(|| Arc::new(isolating(&policy)));
-                effective.policies.insert(policy.key.clone(), replacement);
+            for policy in world.policies_of(namespace) {
+                effective.policies.insert(policy.key.clone(), Arc::new(isolating(policy)));
+            }
+            // Also those that are gone: taking one away from the others could open a pod half-way.
+            for policy in policies_in(&self.installed, namespace) {
+                effective.policies.insert(policy.key.clone(), policy.clone());
             }
         }
         effective
@@ -176,12 +181,24 @@ fn oversized(desired: &Desired) -> Option<(Arc<str>, PlanError)> {
     Some((namespace.clone(), PlanError::Full { table: Table::IntervalsPerSet, needed, limit }))
 }
 
-/// The namespace to hold back (further): the one that takes most of the table.
+fn policies_in<'a>(
+    policies: &'a OrdMap<ObjectKey, Arc<Policy>>,
+    namespace: &'a str,
+) -> impl Iterator<Item = &'a Arc<Policy>> {
+    policies
+        .range(ObjectKey::new(namespace, "")..)
+        .take_while(move |(key, _)| *key.namespace == *namespace)
+        .map(|(_, policy)| policy)
+}
+
+/// The namespace to hold back (further): of those whose policies changed, else of all, the one that takes most of the
+/// table.
 fn victim(
     shares: &BTreeMap<Arc<str>, Share>,
     held: &BTreeMap<Arc<str>, Refusal>,
     named: Option<Arc<str>>,
     table: Table,
+    changed: impl Fn(&str) -> bool,
 ) -> Option<(Arc<str>, Held)> {
     let next = |namespace: &Arc<str>| match held.get(namespace).map(|r| r.held) {
         None => Some(Held::LastGood),
@@ -203,8 +220,12 @@ fn victim(
     };
     let candidates: BTreeSet<_> = shares
         .iter()
-        .filter_map(|(namespace, share)| Some((taken(share), next(namespace)?, namespace)))
-        .filter(|(taken, ..)| *taken > 0)
+        .filter(|(_, share)| taken(share) > 0)
+        .filter_map(|(namespace, share)| {
+            let level = next(namespace)?;
+            let first = level == Held::LastGood && changed(namespace);
+            Some((first, taken(share), namespace, level))
+        })
         .collect();
-    candidates.last().map(|(_, level, namespace)| (Arc::clone(namespace), *level))
+    candidates.last().map(|(.., namespace, level)| (Arc::clone(namespace), *level))
 }
