@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod backend;
 pub mod bench;
+pub mod lab;
 pub mod net;
 pub mod pins;
 pub mod pkt;

@@ -69,6 +69,36 @@ impl Wire {
         self.agent.log()
     }
 
+    /// The agent, for suites that do more to it than scenarios can.
+    pub fn agent_process(&mut self) -> &mut Agent {
+        &mut self.agent
+    }
+
+    /// The node.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Who answers for the hosts.
+    pub fn responder(&self) -> &Responder {
+        &self.responder
+    }
+
+    /// Makes hosts and manifests equal to `state`, without waiting for the agent.
+    pub fn put(&mut self, state: &State) -> Result<()> {
+        self.place(state)?;
+        self.write(state)
+    }
+
+    /// The host that a place is on.
+    pub fn host_of(&self, place: &Place) -> Result<Arc<Host>> {
+        if place.at == Where::Node {
+            return Ok(Arc::new(self.node.as_host()));
+        }
+        let name = host_name(place);
+        self.node.host(&name).cloned().with_context(|| format!("{} is not on the node", place.name))
+    }
+
     /// Hosts of the node become those of the state: what changed its sandbox or address is made anew.
     fn place(&mut self, state: &State) -> Result<()> {
         let wanted: BTreeMap<String, Placed> = state
@@ -118,14 +148,6 @@ impl Wire {
         Ok(())
     }
 
-    fn host_of(&self, place: &Place) -> Result<Arc<Host>> {
-        if place.at == Where::Node {
-            return Ok(Arc::new(self.node.as_host()));
-        }
-        let name = host_name(place);
-        self.node.host(&name).cloned().with_context(|| format!("{} is not on the node", place.name))
-    }
-
     fn question(&self, places: &Places, pair: &Pair, size: usize) -> Result<Probe> {
         let place = |name: &str| places.get(name).with_context(|| format!("no place {name}"));
         let (from, to) = (place(&pair.from)?, place(&pair.to)?);
@@ -159,8 +181,7 @@ impl Backend for Wire {
     }
 
     fn sync(&mut self, state: &State) -> Result<()> {
-        self.place(state)?;
-        self.write(state)?;
+        self.put(state)?;
         if self.running { self.agent.wait() } else { Ok(()) }
     }
 
