@@ -4,6 +4,8 @@ pub mod agent;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod filter;
+#[cfg(test)]
+mod hubble;
 pub mod json;
 pub mod observer;
 pub mod serve;

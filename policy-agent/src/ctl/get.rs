@@ -59,9 +59,9 @@ fn policies(answer: ListPoliciesResponse, screen: &mut Screen<'_>) -> Result<(),
         writeln!(screen.err, "no policies")?;
         return Ok(());
     }
-    let rows = answer.policies.into_iter().map(policy_row).collect();
+    let rows: Vec<_> = answer.policies.into_iter().map(policy_row).collect();
     screen
-        .table(&["NAMESPACE", "NAME", "INGRESS", "EGRESS", "PODS", "LOCAL", "SELECTOR", "PROBLEMS"], rows)?;
+        .table(&["NAMESPACE", "NAME", "INGRESS", "EGRESS", "PODS", "LOCAL", "SELECTOR", "PROBLEMS"], &rows)?;
     Ok(())
 }
 
@@ -89,10 +89,10 @@ fn endpoints(answer: ListEndpointsResponse, screen: &mut Screen<'_>) -> Result<(
         writeln!(screen.err, "no endpoints")?;
         return Ok(());
     }
-    let rows = answer.endpoints.into_iter().map(endpoint_row).collect();
+    let rows: Vec<_> = answer.endpoints.into_iter().map(endpoint_row).collect();
     let headings =
         ["NAMESPACE", "POD", "ADDRESSES", "STATE", "INTERFACE", "INGRESS", "EGRESS", "DROPPED", "DETAIL"];
-    screen.table(&headings, rows)?;
+    screen.table(&headings, &rows)?;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use policy_engine::model::{ObjectKey, Pod};
 use policy_engine::world::World;
 
 use crate::ctl::failure::Failure;
-use crate::ctl::screen::Screen;
+use crate::ctl::screen::{Screen, joined};
 use crate::source::files;
 use crate::source::objects::Objects;
 
@@ -24,10 +24,8 @@ pub fn world(path: &Path, screen: &mut Screen<'_>) -> Result<World, Failure> {
     })?;
     let update = Objects::default().update(&snapshot);
     for problem in &update.problems {
-        let parts = [&problem.location, &problem.object, &problem.field, &problem.message];
-        let parts: Vec<&str> =
-            parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
-        writeln!(screen.err, "warning: {}", parts.join(": "))?;
+        let told = joined(&[&problem.location, &problem.object, &problem.field, &problem.message]);
+        writeln!(screen.err, "warning: {told}")?;
     }
     let mut world = World::new("");
     for delta in update.deltas {

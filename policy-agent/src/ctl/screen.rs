@@ -56,15 +56,29 @@ impl Screen<'_> {
     ///
     /// # Errors
     /// Those of the writer.
-    pub fn table(&mut self, headings: &[&str], rows: Vec<Vec<String>>) -> io::Result<()> {
+    pub fn table(&mut self, headings: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header(headings);
-        table.add_rows(rows);
+        table.add_rows(rows.iter().map(|row| row.iter().map(|cell| plain(cell)).collect::<Vec<_>>()));
         for column in table.column_iter_mut() {
             column.set_padding((0, 2));
         }
         writeln!(self.out, "{}", table.trim_fmt())
     }
+}
+
+/// The text on one line and without control characters: what an object says must not move the cursor, nor look like
+/// a line of ours.
+#[must_use]
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// Parts that are there, joined by colons, as [`plain`] text.
+#[must_use]
+pub fn joined(parts: &[&str]) -> String {
+    let parts: Vec<&str> = parts.iter().copied().filter(|part| !part.is_empty()).collect();
+    plain(&parts.join(": "))
 }
 
 /// Text in a colour if `colours`.
@@ -87,4 +101,14 @@ pub fn paint(colours: bool, colour: Colour, text: &str) -> String {
 pub fn time(zone: &TimeZone, time: Option<&Timestamp>, format: &str) -> String {
     time.and_then(|time| jiff::Timestamp::new(time.seconds, time.nanos).ok())
         .map_or_else(|| "-".to_owned(), |time| time.to_zoned(zone.clone()).strftime(format).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_stay_off_the_screen() {
+        assert_eq!(joined(&["a\nb", "", "\u{1b}[2Jc"]), "a b:  [2Jc");
+    }
 }

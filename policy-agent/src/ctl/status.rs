@@ -7,7 +7,7 @@ use crate::api::json;
 use crate::ctl::args::{AgentOutput, TableForm};
 use crate::ctl::client;
 use crate::ctl::failure::Failure;
-use crate::ctl::screen::{Colour, Screen, time};
+use crate::ctl::screen::{Colour, Screen, joined, plain, time};
 use crate::proto::agent::{EndpointSummary, Problem, Source, StatusRequest, StatusResponse, TableUsage};
 
 /// Runs the command.
@@ -68,7 +68,7 @@ fn sources(sources: &[Source], screen: &mut Screen<'_>) -> io::Result<()> {
     writeln!(screen.out, "\nsources")?;
     for source in sources {
         let state = if !source.error.is_empty() {
-            screen.paint(Colour::Red, &source.error)
+            screen.paint(Colour::Red, &plain(&source.error))
         } else if source.synced {
             "synced".to_owned()
         } else {
@@ -87,10 +87,8 @@ fn problems(problems: &[Problem], screen: &mut Screen<'_>) -> io::Result<()> {
     let heading = screen.paint(Colour::Red, &format!("problems ({})", problems.len()));
     writeln!(screen.out, "\n{heading}")?;
     for problem in problems {
-        let parts = [&problem.location, &problem.object, &problem.field, &problem.message];
-        let parts: Vec<&str> =
-            parts.into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
-        writeln!(screen.out, "  {}", parts.join(": "))?;
+        let Problem { location, object, field, message } = problem;
+        writeln!(screen.out, "  {}", joined(&[location, object, field, message]))?;
     }
     Ok(())
 }
@@ -105,7 +103,7 @@ fn tables(tables: &[TableUsage], screen: &mut Screen<'_>) -> io::Result<()> {
         let used = table.used.to_string();
         vec![table.name.clone(), used, table.limit.to_string(), format!("{share:.1} %")]
     };
-    screen.table(&["TABLE", "USED", "LIMIT", "SHARE"], tables.iter().map(row).collect())
+    screen.table(&["TABLE", "USED", "LIMIT", "SHARE"], &tables.iter().map(row).collect::<Vec<_>>())
 }
 
 fn losses(status: &StatusResponse, screen: &mut Screen<'_>) -> io::Result<()> {

@@ -10,7 +10,7 @@ use crate::api::json;
 use crate::ctl::args::{TextForm, WaitArgs};
 use crate::ctl::client;
 use crate::ctl::failure::{Failure, NOT_MET};
-use crate::ctl::screen::Screen;
+use crate::ctl::screen::{Screen, plain};
 use crate::proto::agent::{WaitRequest, WaitResponse};
 
 /// Pause between two tries to reach the agent.
@@ -36,7 +36,7 @@ pub async fn run(socket: &Path, args: &WaitArgs, screen: &mut Screen<'_>) -> Res
     }
     let mut message = format!("not everything is enforced after {:?}", args.timeout);
     for missing in &answer.missing {
-        message.push_str(&format!("\n  {missing}"));
+        message.push_str(&format!("\n  {}", plain(missing)));
     }
     Err(Failure {
         exit: NOT_MET,
