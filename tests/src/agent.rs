@@ -208,7 +208,9 @@ impl Drop for Agent {
 /// The program beside this test, which must be newer than its sources.
 pub fn program_path(program: &str) -> Result<PathBuf> {
     let test = std::env::current_exe().context("where is this test")?;
-    let folder = test.parent().and_then(Path::parent).context("tests live in target/<profile>/deps")?;
+    let folder = test.parent().context("a test lies in a folder")?;
+    // Tests are in target/<profile>/deps, other programs one above.
+    let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
     let path = folder.join(program);
     let hint = "hint: cargo build -p policy-agent --bins";
     let Ok(built) = path.metadata().and_then(|meta| meta.modified()) else {

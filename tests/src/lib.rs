@@ -4,6 +4,7 @@ pub mod agent;
 pub mod backend;
 pub mod bench;
 pub mod lab;
+pub mod demo;
 pub mod net;
 pub mod pins;
 pub mod pkt;

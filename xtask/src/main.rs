@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod check;
 mod command;
+mod demo;
 mod fail;
 mod lint;
 mod setup;
@@ -35,6 +36,12 @@ const TASKS: &[Task] = &[
         args: "[--release]",
         about: "build policy-agent and policyctl, with the kernel object inside",
         run: build::task,
+    },
+    Task {
+        name: "demo",
+        args: "",
+        about: "real policies on real packets between network namespaces, with drops that explain themselves (root)",
+        run: demo::task,
     },
     Task {
         name: "test",
