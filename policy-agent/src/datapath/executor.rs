@@ -2,17 +2,20 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ipnet::IpNet;
-use policy_common::abi::{EndpointWord, Interval, ROW_CLOSED, RuleSet, endpoint_words, limits, meta_words};
+use policy_common::abi::{
+    EndpointWord, Interval, ROW_CLOSED, RuleSet, TICK_SHIFT, endpoint_words, limits, meta_words,
+};
 use policy_engine::plan::{Op, Plan};
 
 use super::bpf;
 use super::error::{Error, Result};
 use super::grace::Grace;
-use super::load::{Maps, Program};
+use super::load::Maps;
 use super::map::{Map, NO_EXIST, Words, bytes_of, from_bytes};
 use super::pins::Pins;
 use super::spec::{FORMAT, MapId};
@@ -31,14 +34,16 @@ pub struct Executor {
     pub(super) rule_sets: Words,
     pub(super) intervals: Words,
     meta: Words,
-    tick: Program,
+    tick: OwnedFd,
     pub(super) flow_entries: u32,
     pub(super) grace: Arc<Grace>,
 }
 
 impl Executor {
-    pub(super) fn new(maps: Vec<Map>, pins: Pins, tick: Program) -> Result<Self> {
+    pub(super) fn new(maps: Vec<Map>, pins: Pins) -> Result<Self> {
         let maps = Maps::new(maps);
+        let tick =
+            tick_program().map_err(|e| Error::Map { action: "load program", map: "tick", source: e })?;
         let cpus = bpf::possible_cpus().map_err(|e| Error::path("read", "/sys/devices/system/cpu", e))?;
         let executor = Self {
             iface: maps[MapId::Iface].words()?,
@@ -116,7 +121,6 @@ impl Executor {
     /// # Errors
     /// The kernel's answer.
     pub fn tick(&self) -> Result<u32> {
-        use std::os::fd::AsFd;
         bpf::run_tc(self.tick.as_fd()).map_err(|source| Error::Map {
             action: "run program",
             map: "tick",
@@ -311,6 +315,19 @@ pub(super) fn rule_set_of(words: [u64; 3]) -> RuleSet {
 /// The interval of a word.
 pub(super) fn interval_of(word: u64) -> Interval {
     Interval::unpack(word)
+}
+
+/// Returns the current tick, which user space has no other way to read: `r0 = bpf_jiffies64(); r0 >>= 8; exit`.
+fn tick_program() -> io::Result<OwnedFd> {
+    let shift = i32::try_from(TICK_SHIFT).unwrap_or_default();
+    bpf::load_tc(
+        "policy_tick",
+        &[
+            bpf::instruction(0x85, 0, 0, 118),
+            bpf::instruction(0x77, 0, 0, shift),
+            bpf::instruction(0x95, 0, 0, 0),
+        ],
+    )
 }
 
 /// `CONFIG_HZ`: the coarse clock advances once per jiffy, and says so. 0 = unknown.

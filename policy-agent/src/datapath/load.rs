@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aya::EbpfLoader;
 use aya::programs::SchedClassifier;
@@ -108,8 +108,26 @@ pub struct Datapath {
 /// # Errors
 /// What is missing, foreign or refused. Maps that were created stay pinned, empty.
 pub fn load(config: &Config, object: &'static [u8]) -> Result<Datapath> {
+    let (executor, ring, mut report) = open_maps(&config.bpffs)?;
+    let pins = executor.pins().clone();
+    let constants = config.constants.clone();
+    let spare_pins = pins.clone();
+    let again = move || load_programs(&spare_pins, &constants, object);
+    let pair = again()?;
+    for (name, program) in [(IN_PROGRAM, &pair.pod_in), (OUT_PROGRAM, &pair.pod_out)] {
+        report.verified.extend(program.verified.map(|count| (name, count)));
+    }
+    let hooks = Hooks::new(pins, pair, Box::new(again), config.attach)?;
+    Ok(Datapath { executor, hooks, ring, report })
+}
+
+/// Creates or adopts every map, without any program.
+///
+/// # Errors
+/// What is missing, foreign or refused.
+pub fn open_maps(bpffs: &Path) -> Result<(Executor, EventRing, LoadReport)> {
     raise_memory_limit();
-    let pins = Pins::new(&config.bpffs);
+    let pins = Pins::new(bpffs);
     pins.create()?;
     let mut report = LoadReport::default();
     let mut maps = Vec::with_capacity(MapId::ALL.len());
@@ -118,26 +136,13 @@ pub fn load(config: &Config, object: &'static [u8]) -> Result<Datapath> {
         if adopted { &mut report.adopted } else { &mut report.created }.push(id.spec().name);
         maps.push(map);
     }
-    let constants = config.constants.clone();
-    let spare_pins = pins.clone();
-    let again = move || load_programs(&spare_pins, &constants, object);
-    let (pair, tick) = again()?;
-    for (name, program) in [(IN_PROGRAM, &pair.pod_in), (OUT_PROGRAM, &pair.pod_out)] {
-        report.verified.extend(program.verified.map(|count| (name, count)));
-    }
     let ring = EventRing::new(&maps[MapId::Events as usize])?;
-    let executor = Executor::new(maps, pins.clone(), tick)?;
-    let hooks = Hooks::new(pins, pair, Box::new(move || Ok(again()?.0)), config.attach)?;
-    Ok(Datapath { executor, hooks, ring, report })
+    Ok((Executor::new(maps, pins)?, ring, report))
 }
 
 /// Loads the object with the pinned maps. The loader itself, which holds the kernel's type information, is dropped:
 /// descriptors of programs are all that is needed later, and each program holds its maps.
-fn load_programs(
-    pins: &Pins,
-    constants: &BTreeMap<&'static str, u32>,
-    object: &[u8],
-) -> Result<(Pair, Program)> {
+fn load_programs(pins: &Pins, constants: &BTreeMap<&'static str, u32>, object: &[u8]) -> Result<Pair> {
     let paths: Vec<_> = MapId::ALL.into_iter().map(|id| (id.spec().name, pins.map(id))).collect();
     let mut loader = EbpfLoader::new();
     for (name, path) in &paths {
@@ -158,8 +163,7 @@ fn load_programs(
             name,
         )
     };
-    let pair = Pair { pod_in: take(IN_PROGRAM)?, pod_out: take(OUT_PROGRAM)? };
-    Ok((pair, take("tick")?))
+    Ok(Pair { pod_in: take(IN_PROGRAM)?, pod_out: take(OUT_PROGRAM)? })
 }
 
 /// Before Linux 5.11 maps are charged to this limit, which is 64 KiB by default. Where it can't be raised the

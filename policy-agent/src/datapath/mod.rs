@@ -31,7 +31,7 @@ pub use executor::Executor;
 pub use grace::Grace;
 pub use hooks::{Attach, Attached, HookState, Hooks, Mechanism, remove_all};
 pub(crate) use load::raise_memory_limit;
-pub use load::{Config, Datapath, IN_PROGRAM, LoadReport, OUT_PROGRAM, Pair, Program, load};
+pub use load::{Config, Datapath, IN_PROGRAM, LoadReport, OUT_PROGRAM, Pair, Program, load, open_maps};
 pub use map::{Map, Words};
 pub use object::OBJECT;
 pub use pins::{DEFAULT_ROOT, Pins};
