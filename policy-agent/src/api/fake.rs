@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use policy_common::event::Event;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -84,10 +85,12 @@ impl Running {
 
 /// The verdict and the drop of a packet from `shop/web` to `port` of `shop/db`, so many seconds after the start.
 pub(crate) fn denied(port: u16, second: i64) -> Vec<Flow> {
+    told(&dropped_syn(port), second)
+}
+
+/// The flows of a record, so many seconds after the start.
+pub(crate) fn told(event: &Event, second: i64) -> Vec<Flow> {
     let wall = 1_790_000_000_000_000_000 + second * 1_000_000_000;
-    Enricher::new("node-a", Views::Both).flows(
-        &dropped_syn(port),
-        &history(world()),
-        Now { monotonic: 1_000, wall },
-    )
+    let now = Now { monotonic: event.time, wall };
+    Enricher::new("node-a", Views::Both).flows(event, &history(world()), now)
 }

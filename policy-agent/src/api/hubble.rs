@@ -12,7 +12,7 @@ use policy_common::reason::Reason;
 
 use crate::api::fake::{Fake, Running, directory};
 use crate::api::json;
-use crate::events::fixture::{dropped_syn, history, words, world};
+use crate::events::fixture::{dropped_syn, forged, history, words, world};
 use crate::events::{Bus, Enricher, Now, Views};
 use crate::proto::flow::Flow;
 use crate::proto::observer::GetFlowsResponse;
@@ -22,15 +22,6 @@ use crate::proto::observer::get_flows_response::ResponseTypes;
 fn flows() -> Vec<Flow> {
     let syn = dropped_syn(9999);
     let allowed = Event { reason: Reason::Allowed as u8, flags: event_flags::VERDICT, ..dropped_syn(5432) };
-    let forged = Event {
-        direction: 2,
-        slot: 1,
-        endpoint: 11,
-        destination: words("192.0.2.7"),
-        reason: Reason::SpoofedSource as u8,
-        opener: 0,
-        ..syn
-    };
     let reply = Event {
         direction: 2,
         source: words("10.0.0.12"),
@@ -45,7 +36,7 @@ fn flows() -> Vec<Flow> {
     let ping = Event { protocol: 1, tcp_flags: 8, source_port: 0, destination_port: 0, ..syn };
     let v6 = Event { family: 6, source: words("fd00::11"), destination: words("fd00::12"), ..syn };
     let (history, mut enricher) = (history(world()), Enricher::new("node-a", Views::Both));
-    let events = [syn, allowed, forged, reply, dns, ping, v6];
+    let events = [syn, allowed, forged(), reply, dns, ping, v6];
     let mut flows = Vec::new();
     for (second, event) in (1..).zip(events) {
         let wall = 1_790_000_000_000_000_000 + second * 1_000_000_000;

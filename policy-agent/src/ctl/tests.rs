@@ -43,80 +43,88 @@ pub(crate) async fn policyctl(socket: &Path, line: &str) -> Ran {
 }
 
 fn fake() -> Fake {
+    let wait = WaitResponse { done: true, enforcement: 12, missing: Vec::new() };
+    Fake { status: status(), policies: policies(), endpoints: endpoints(), wait }
+}
+
+fn status() -> StatusResponse {
     let time = |seconds| Some(Timestamp { seconds, nanos: 0 });
-    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-    Fake {
-        status: StatusResponse {
-            version: "1.2.3".into(),
-            node_name: "node-a".into(),
-            started: time(1_790_000_000),
-            kernel: "6.18.0".into(),
-            enforcement: 12,
-            ready: false,
-            sources: vec![Source {
-                kind: "files".into(),
-                location: "/m".into(),
-                synced: true,
-                last_change: time(1_790_000_060),
-                error: String::new(),
-            }],
-            problems: vec![Problem {
-                object: "NetworkPolicy shop/db".into(),
-                field: "spec.ingress[0].ports[1].endPort".into(),
-                message: "less than port; this entry matches nothing".into(),
-                location: "/m/db.yaml:3".into(),
-            }],
-            endpoints: Some(EndpointSummary { total: 3, enforced: 1, pending: 1, unenforced: 1 }),
-            tables: vec![TableUsage { name: "rows".into(), used: 4, limit: 512 }],
-            losses: vec![Loss { name: "ring_full".into(), count: 2, help: "events that did not fit".into() }],
-            features: vec![Feature { name: "tcx".into(), available: false, detail: "clsact instead".into() }],
-            objects: vec![Count { name: "pods".into(), count: 3 }],
-        },
-        policies: vec![
-            Policy {
-                namespace: "shop".into(),
-                name: "db-allow".into(),
-                kind: "NetworkPolicy".into(),
-                ingress: true,
-                ingress_rules: 2,
-                selected_pods: 3,
-                local_pods: 1,
-                selector: "app=db".into(),
-                problems: 1,
-                ..Policy::default()
-            },
-            Policy {
-                namespace: "shop".into(),
-                name: "deny".into(),
-                ingress: true,
-                egress: true,
-                ..Policy::default()
-            },
-        ],
-        endpoints: vec![
-            Endpoint {
-                namespace: "shop".into(),
-                pod: "db-0".into(),
-                addresses: names(&["10.0.0.12", "fd00::12"]),
-                state: EndpointState::Enforced.into(),
-                interface: "veth12".into(),
-                ifindex: 7,
-                ingress_isolated_by: names(&["shop/db-allow", "shop/deny"]),
-                egress_isolated_by: names(&["shop/deny"]),
-                dropped_packets: 42,
-                started_unprotected: true,
-                ..Endpoint::default()
-            },
-            Endpoint {
-                namespace: "shop".into(),
-                pod: "lost".into(),
-                state: EndpointState::Unenforced.into(),
-                detail: "no interface found".into(),
-                ..Endpoint::default()
-            },
-        ],
-        wait: WaitResponse { done: true, enforcement: 12, missing: Vec::new() },
+    StatusResponse {
+        version: "1.2.3".into(),
+        node_name: "node-a".into(),
+        started: time(1_790_000_000),
+        kernel: "6.18.0".into(),
+        enforcement: 12,
+        ready: false,
+        sources: vec![Source {
+            kind: "files".into(),
+            location: "/m".into(),
+            synced: true,
+            last_change: time(1_790_000_060),
+            error: String::new(),
+        }],
+        problems: vec![Problem {
+            object: "NetworkPolicy shop/db".into(),
+            field: "spec.ingress[0].ports[1].endPort".into(),
+            message: "less than port; this entry matches nothing".into(),
+            location: "/m/db.yaml:3".into(),
+        }],
+        endpoints: Some(EndpointSummary { total: 3, enforced: 1, pending: 1, unenforced: 1 }),
+        tables: vec![TableUsage { name: "rows".into(), used: 4, limit: 512 }],
+        losses: vec![Loss { name: "ring_full".into(), count: 2, help: "events that did not fit".into() }],
+        features: vec![Feature { name: "tcx".into(), available: false, detail: "clsact instead".into() }],
+        objects: vec![Count { name: "pods".into(), count: 3 }],
     }
+}
+
+fn policies() -> Vec<Policy> {
+    vec![
+        Policy {
+            namespace: "shop".into(),
+            name: "db-allow".into(),
+            kind: "NetworkPolicy".into(),
+            ingress: true,
+            ingress_rules: 2,
+            selected_pods: 3,
+            local_pods: 1,
+            selector: "app=db".into(),
+            problems: 1,
+            ..Policy::default()
+        },
+        Policy {
+            namespace: "shop".into(),
+            name: "deny".into(),
+            ingress: true,
+            egress: true,
+            ..Policy::default()
+        },
+    ]
+}
+
+fn endpoints() -> Vec<Endpoint> {
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    vec![
+        Endpoint {
+            namespace: "shop".into(),
+            pod: "db-0".into(),
+            addresses: names(&["10.0.0.12", "fd00::12"]),
+            state: EndpointState::Enforced.into(),
+            interface: "veth12".into(),
+            ifindex: 7,
+            ingress_isolated_by: names(&["shop/db-allow", "shop/deny"]),
+            egress_isolated_by: names(&["shop/deny"]),
+            dropped_packets: 42,
+            started_unprotected: true,
+            ..Endpoint::default()
+        },
+        Endpoint {
+            namespace: "shop".into(),
+            pod: "lost".into(),
+            state: EndpointState::Unenforced.into(),
+            detail: "no interface found".into(),
+            ..Endpoint::default()
+        },
+    ]
 }
 
 /// Compares with a file under `testdata`; trailing spaces are not part of an answer.

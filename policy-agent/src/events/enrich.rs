@@ -135,6 +135,10 @@ impl<'a> Subject<'a> {
             flow.summary = format!("{}; nearest {nearest}", flow.summary);
             flow.policy_log.push(format!("nearest {nearest}"));
         }
+        if let (Reason::SpoofedSource, Some(ip)) = (self.event.reason(), &flow.ip) {
+            // The source is told as the pod that sent it, so the claim would be seen in the address alone.
+            flow.summary = format!("{}; forged source {}", flow.summary, ip.source);
+        }
         flow.extensions = Some(details.to_any());
         flow
     }
@@ -329,7 +333,7 @@ fn uuid(run: u64, count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::events::fixture::{dropped_syn, history, words, world};
+    use crate::events::fixture::{dropped_syn, forged, history, words, world};
 
     const NOW: Now = Now { monotonic: 2_000, wall: 1_790_000_000_000_002_000 };
 
@@ -382,21 +386,12 @@ mod tests {
 
     #[test]
     fn one_view_where_policy_was_not_asked_or_when_switched_off() {
-        let forged = Event {
-            direction: 2,
-            slot: 1,
-            endpoint: 11,
-            source: words("10.0.0.13"),
-            destination: words("192.0.2.7"),
-            reason: Reason::SpoofedSource as u8,
-            opener: 0,
-            ..dropped_syn(80)
-        };
-        let told = flows(&forged);
+        let told = flows(&forged());
         assert_eq!(told.len(), 1);
         assert_eq!(told[0].event_type.unwrap().sub_type, 132);
         assert_eq!(pod_names(&told[0]).0, "client", "the interface tells who sent it, not the address");
         assert_eq!(told[0].ip.as_ref().unwrap().source, "10.0.0.13");
+        assert_eq!(told[0].summary, "TCP Flags: SYN; forged source 10.0.0.13");
         assert_eq!(told[0].destination.as_ref().unwrap().labels, ["reserved:world"]);
         assert_eq!(told[0].is_reply, None);
         let one = Enricher::new("n", Views::DropOnly).flows(&dropped_syn(1), &history(world()), NOW);

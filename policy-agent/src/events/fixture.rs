@@ -113,3 +113,16 @@ pub(crate) fn dropped_syn(port: u16) -> Event {
         ..Event::default()
     }
 }
+
+/// A packet that `client` sent with the address of `web`.
+pub(crate) fn forged() -> Event {
+    Event {
+        direction: 2,
+        slot: 1,
+        endpoint: 11,
+        destination: words("192.0.2.7"),
+        reason: Reason::SpoofedSource as u8,
+        opener: 0,
+        ..dropped_syn(9999)
+    }
+}

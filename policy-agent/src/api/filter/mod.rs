@@ -76,84 +76,21 @@ struct Filter {
 
 impl Filter {
     fn parse(mut filter: FlowFilter) -> Result<Self, FilterError> {
+        refuse_unsupported(&filter)?;
         let ends = ends(&mut filter)?;
-        // Every field is named, so that one added to the protocol cannot be overlooked here.
-        let FlowFilter {
-            source_ip: _,
-            source_pod: _,
-            destination_ip: _,
-            destination_pod: _,
-            verdict,
-            event_type,
-            source_fqdn: _,
-            destination_fqdn: _,
-            http_status_code,
-            source_label: _,
-            destination_label: _,
-            protocol,
-            source_port: _,
-            destination_port: _,
-            reply,
-            source_service: _,
-            destination_service: _,
-            dns_query,
-            source_identity: _,
-            destination_identity: _,
-            http_method,
-            http_path,
-            tcp_flags,
-            node_name,
-            ip_version,
-            source_workload: _,
-            destination_workload: _,
-            trace_id,
-            uuid,
-            traffic_direction,
-            http_url,
-            http_header,
-            drop_reason_desc,
-            source_ip_xlated,
-            interface,
-            node_labels,
-            source_cluster_name,
-            destination_cluster_name,
-            ip_trace_id,
-            encrypted,
-            experimental,
-        } = filter;
-        for (field, unset) in [
-            ("http_status_code", http_status_code.is_empty()),
-            ("dns_query", dns_query.is_empty()),
-            ("http_method", http_method.is_empty()),
-            ("http_path", http_path.is_empty()),
-            ("http_url", http_url.is_empty()),
-            ("http_header", http_header.is_empty()),
-            ("trace_id", trace_id.is_empty()),
-            ("source_ip_xlated", source_ip_xlated.is_empty()),
-            ("node_labels", node_labels.is_empty()),
-            ("source_cluster_name", source_cluster_name.is_empty()),
-            ("destination_cluster_name", destination_cluster_name.is_empty()),
-            ("ip_trace_id", ip_trace_id.is_empty()),
-            ("encrypted", encrypted.is_empty()),
-            ("experimental", experimental.is_none_or(|inner| inner.cel_expression.is_empty())),
-        ] {
-            if !unset {
-                return Err(FilterError::Unsupported(field));
-            }
-        }
         Ok(Self {
             ends,
-            verdict,
-            event_type,
-            protocol: parse_all("protocol", &protocol, IpProtocol::parse)?,
-            reply,
-            tcp_flags: tcp_flags.iter().map(wanted_flags).collect::<Result<_, _>>()?,
-            node_name: parse_all("node_name", &node_name, NodePattern::parse)?,
-            ip_version,
-            uuid,
-            traffic_direction,
-            drop_reason_desc,
-            interface: interface.into_iter().map(named).collect::<Result<_, _>>()?,
+            verdict: filter.verdict,
+            event_type: filter.event_type,
+            protocol: parse_all("protocol", &filter.protocol, IpProtocol::parse)?,
+            reply: filter.reply,
+            tcp_flags: filter.tcp_flags.iter().map(wanted_flags).collect::<Result<_, _>>()?,
+            node_name: parse_all("node_name", &filter.node_name, NodePattern::parse)?,
+            ip_version: filter.ip_version,
+            uuid: filter.uuid,
+            traffic_direction: filter.traffic_direction,
+            drop_reason_desc: filter.drop_reason_desc,
+            interface: filter.interface.into_iter().map(named).collect::<Result<_, _>>()?,
         })
     }
 
@@ -188,6 +125,41 @@ impl Filter {
             && any(interface, |wanted| {
                 flow.interface.as_ref().is_some_and(|interface| interface.name == wanted.name)
             })
+    }
+}
+
+macro_rules! first_set {
+    ($($field:ident),*) => {
+        [$((stringify!($field), !$field.is_empty())),*].into_iter().find_map(|(field, set)| set.then_some(field))
+    };
+}
+
+/// Refuses fields that this server does not implement. Every field is named, so that one added to the protocol cannot be
+/// overlooked.
+#[rustfmt::skip]
+fn refuse_unsupported(filter: &FlowFilter) -> Result<(), FilterError> {
+    let FlowFilter {
+        // Implemented.
+        source_ip: _, source_pod: _, destination_ip: _, destination_pod: _,
+        verdict: _, event_type: _, source_fqdn: _, destination_fqdn: _,
+        source_label: _, destination_label: _, protocol: _, source_port: _,
+        destination_port: _, reply: _, source_service: _, destination_service: _,
+        source_identity: _, destination_identity: _, tcp_flags: _, node_name: _,
+        ip_version: _, source_workload: _, destination_workload: _, uuid: _,
+        traffic_direction: _, drop_reason_desc: _, interface: _,
+        // Not implemented.
+        http_status_code, dns_query, http_method, http_path, http_url,
+        http_header, trace_id, source_ip_xlated, node_labels, source_cluster_name,
+        destination_cluster_name, ip_trace_id, encrypted,
+        experimental,
+    } = filter;
+    let set = first_set!(http_status_code, dns_query, http_method, http_path, http_url, http_header,
+        trace_id, source_ip_xlated, node_labels, source_cluster_name,
+        destination_cluster_name, ip_trace_id, encrypted);
+    let experimental = experimental.as_ref().is_some_and(|inner| !inner.cel_expression.is_empty());
+    match set.or(experimental.then_some("experimental")) {
+        Some(field) => Err(FilterError::Unsupported(field)),
+        None => Ok(()),
     }
 }
 

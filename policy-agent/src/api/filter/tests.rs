@@ -176,6 +176,10 @@ fn fields_of_the_flow() {
             ),
         ],
     );
+}
+
+#[test]
+fn fields_that_a_flow_lacks() {
     check(
         &allowed(),
         &[

@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use policy_common::reason::Reason;
+
 use crate::events::details::Details;
 use crate::events::enrich::TYPE_VERDICT;
 use crate::events::names::IDENTITY_WORLD;
@@ -158,7 +160,12 @@ pub(super) fn reason(flow: &Flow, details: Option<&Details>) -> String {
         None if flow.drop_reason_desc() == DropReason::Unknown => String::new(),
         None => flow.drop_reason_desc().as_str_name().to_ascii_lowercase(),
     };
-    name.replace('_', " ")
+    let words = name.replace('_', " ");
+    match &flow.ip {
+        // The end is told as the pod that sent it; what it claimed to be is the point.
+        Some(ip) if name == Reason::SpoofedSource.name() => format!("{words} {}", ip.source),
+        _ => words,
+    }
 }
 
 /// Policies as `namespace/name`, of whatever list is filled.

@@ -142,6 +142,20 @@ async fn following_outlives_the_agent_and_shows_losses() {
 }
 
 #[test]
+fn a_forged_source_is_told_with_its_sender() {
+    let forged = crate::events::fixture::forged();
+    let flow = crate::api::fake::told(&forged, 0).remove(0);
+    let response = GetFlowsResponse {
+        response_types: Some(ResponseTypes::Flow(Box::new(flow))),
+        ..GetFlowsResponse::default()
+    };
+    let line = line::line(&response, false, &TimeZone::UTC).unwrap();
+    assert_eq!(line, "- DROP egress shop/client:40003 -> 192.0.2.7:9999 TCP SYN | spoofed source 10.0.0.13");
+    let coloured = line::line(&response, true, &TimeZone::UTC).unwrap();
+    assert!(coloured.starts_with("- \u{1b}[31mDROP\u{1b}[0m egress"), "{coloured}");
+}
+
+#[test]
 fn nothing_is_shown_twice() {
     let response = |second: i64, uuid: &str| GetFlowsResponse {
         time: Some(Timestamp { seconds: second, nanos: 0 }),
