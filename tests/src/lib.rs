@@ -3,8 +3,8 @@
 pub mod agent;
 pub mod backend;
 pub mod bench;
-pub mod lab;
 pub mod demo;
+pub mod lab;
 pub mod net;
 pub mod pins;
 pub mod pkt;

@@ -6,57 +6,70 @@ use aya_obj::{
     Object,
     generated::{bpf_attr, bpf_cmd, bpf_prog_type},
 };
-use policy_agent::datapath::{
-    Executor, bpf,
-    spec::{MapId, Spec},
-};
+use policy_agent::datapath::{bpf, spec::Spec};
 use std::{
-    collections::BTreeMap,
     io,
     mem::zeroed,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
 };
 
 /// Statistics in the log, and nothing else.
 const STATISTICS: u32 = 4;
 
-/// Instructions that the verifier processes for each program of the object, with the maps of this datapath.
-pub fn processed(executor: &Executor, object: &[u8]) -> Result<BTreeMap<String, u64>> {
+/// What the verifier says of a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Walk {
+    /// Name of the program.
+    pub program: String,
+    /// Instructions that it processed, also of a program that it refused in the end.
+    pub processed: u64,
+    /// Why it refused the program.
+    pub refused: Option<String>,
+}
+
+/// Shows each program of the object to the verifier, with maps that go again.
+pub fn walk(object: &[u8]) -> Result<Vec<Walk>> {
+    raise_memory_limit();
     let mut object = Object::parse(object).context("parse the object")?;
     let maps: Vec<(String, aya_obj::Map)> = object.maps.drain().collect();
     let mut fds = Vec::new();
     for (name, map) in &maps {
-        let known = MapId::ALL.iter().find(|id| id.spec().name == name);
-        fds.push(match known {
-            Some(id) => executor.map(*id).try_clone_fd()?,
-            None => create(map).with_context(|| format!("create {name}"))?,
-        });
+        fds.push(create(map).with_context(|| format!("create {name}"))?);
     }
     let text = object.functions.keys().map(|(section, _)| *section).collect();
     let with_fds = maps.iter().zip(&fds).map(|((name, map), fd)| (name.as_str(), fd.as_raw_fd(), map));
     object.relocate_maps(with_fds, &text)?;
     object.relocate_calls(&text)?;
-    let mut counts = BTreeMap::new();
+    let mut walks = Vec::new();
     for (name, program) in &object.programs {
         let function = object.functions.get(&program.function_key()).context("a program without code")?;
-        let log = load(&function.instructions).with_context(|| format!("load {name}"))?;
-        let count =
-            count(&log).with_context(|| format!("the verifier's log of {name} names no number: {log}"))?;
-        counts.insert(name.clone(), count);
+        let (log, refused) = load(&function.instructions);
+        let processed =
+            count(&log).with_context(|| format!("the verifier's log of {name} has no number: {log}"))?;
+        let refused = refused.map(|error| format!("{error}: {}", last_lines(&log)));
+        walks.push(Walk { program: name.clone(), processed, refused });
     }
-    Ok(counts)
+    walks.sort_by(|a, b| a.program.cmp(&b.program));
+    Ok(walks)
 }
 
-/// A map that only the object knows.
 fn create(map: &aya_obj::Map) -> Result<OwnedFd> {
     let kind = map.map_type().try_into().ok().context("a type of map that is not known")?;
     let (key, value, entries) = (map.key_size(), map.value_size(), map.max_entries());
-    let spec = Spec { name: "private", kind, key, value, entries, flags: map.map_flags(), revision: 0 };
-    Ok(bpf::create_map(&spec, entries, None)?)
+    let spec = Spec { name: "verifier", kind, key, value, entries, flags: map.map_flags(), revision: 0 };
+    let template = map.inner().map(|inner| create(&inner)).transpose()?;
+    Ok(bpf::create_map(&spec, entries, template.as_ref().map(AsFd::as_fd))?)
 }
 
-/// Loads a program and hands back the verifier's log.
-fn load(instructions: &[aya_obj::generated::bpf_insn]) -> Result<String> {
+/// Before Linux 5.11 maps are charged to this limit.
+fn raise_memory_limit() {
+    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the pointer is valid for the call. Where it fails the creation of a map tells.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
+}
+
+/// Loads a program; the verifier's log, and the error when it was refused.
+fn load(instructions: &[aya_obj::generated::bpf_insn]) -> (String, Option<io::Error>) {
     let mut log = vec![0u8; 1 << 16];
     // SAFETY: the union consists of integers: all zeroes is a valid value of each of its parts.
     let mut attr: bpf_attr = unsafe { zeroed() };
@@ -64,23 +77,27 @@ fn load(instructions: &[aya_obj::generated::bpf_insn]) -> Result<String> {
     let program = unsafe { &mut attr.__bindgen_anon_3 };
     program.prog_type = bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32;
     program.insns = instructions.as_ptr() as u64;
-    program.insn_cnt = u32::try_from(instructions.len()).context("too long a program")?;
+    program.insn_cnt = instructions.len() as u32;
     program.license = c"Dual MIT/GPL".as_ptr() as u64;
     program.log_level = STATISTICS;
     program.log_buf = log.as_mut_ptr() as u64;
-    program.log_size = 1 << 16;
+    program.log_size = log.len() as u32;
     let cmd = bpf_cmd::BPF_PROG_LOAD as u32;
     // SAFETY: the attribute and what it points to outlive the call, with the sizes given.
     let fd = unsafe { libc::syscall(libc::SYS_bpf, cmd, &raw mut attr, size_of::<bpf_attr>()) };
-    let error = io::Error::last_os_error();
-    let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
-    let log = String::from_utf8_lossy(&log[..end]).into_owned();
-    if fd < 0 {
-        return Err(error).context(log);
+    let error = (fd < 0).then(io::Error::last_os_error);
+    if error.is_none() {
+        // SAFETY: the call has just returned this descriptor.
+        drop(unsafe { OwnedFd::from_raw_fd(fd as i32) });
     }
-    // SAFETY: the call has just returned this descriptor.
-    drop(unsafe { OwnedFd::from_raw_fd(fd as i32) });
-    Ok(log)
+    let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
+    (String::from_utf8_lossy(&log[..end]).into_owned(), error)
+}
+
+/// The end of a log, where the reason stands.
+fn last_lines(log: &str) -> String {
+    let lines: Vec<&str> = log.trim_end().lines().collect();
+    lines[lines.len().saturating_sub(5)..].join("; ")
 }
 
 /// The number in "processed 49732 insns (limit 1000000) ...".
