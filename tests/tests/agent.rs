@@ -1,4 +1,5 @@
 //! The agent as a process: what it makes of files, of bad input and of a bad environment.
+#![expect(clippy::unwrap_used, reason = "a helper of a test that fails is a failed test")]
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -372,7 +373,7 @@ fn a_bad_environment_is_named_before_anything_is_changed() {
     }
     // Without rights.
     let all: Vec<&str> = own.to_vec();
-    let open = fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o755));
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(dir.path(), open).unwrap();
     let public = dir.path().join("policy-agent");
     fs::copy(program_path("policy-agent").unwrap(), &public).unwrap();
@@ -406,7 +407,7 @@ fn a_second_agent_is_refused_and_the_first_goes_on() {
 
 #[test]
 fn once_leaves_the_policy_in_force_and_cleanup_leaves_nothing() {
-    let mut setup = Setup::new();
+    let setup = Setup::new();
     setup.agent.write_manifest("pods.yaml", PODS).unwrap();
     setup.agent.write_manifest("policy.yaml", &deny()).unwrap();
     for attach in ["clsact", "tcx"] {

@@ -72,6 +72,12 @@ impl RuleIds {
         self.rules.get(&id).map(|k| &k.rule)
     }
 
+    /// Rules with their numbers, the retired ones left out.
+    pub fn in_use(&self) -> impl Iterator<Item = (u32, &RuleRef)> {
+        let retired: BTreeSet<u32> = self.retired.iter().copied().collect();
+        self.rules.iter().filter(move |(id, _)| !retired.contains(id)).map(|(id, key)| (*id, &key.rule))
+    }
+
     /// Retires the numbers that are not in use and takes back those that are.
     pub fn retain(&mut self, used: &BTreeSet<u32>) {
         self.retired.retain(|id| !used.contains(id));

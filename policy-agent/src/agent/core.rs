@@ -1,7 +1,7 @@
 //! The synchronous heart: takes in what happened, makes the kernel enforce it, tells what is enforced.
 //!
 //! ```text
-//! batch -> World -> places of pods -> endpoints (closed first) -> admit (compile, plan) -> history -> apply -> hooks
+//! batch -> World -> places of pods -> endpoints (closed first) -> Planner (compile, plan) -> history -> apply -> hooks
 //! ```
 //! It never waits for a grace period: what needs one goes to the background and comes back as an input.
 
@@ -9,14 +9,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use policy_engine::compile::Compiler;
 use policy_engine::limits::Limits;
 use policy_engine::plan::Plan;
+use policy_engine::planner::{Planned, Planner, Refusal};
 use policy_engine::rule_ids::RuleIds;
-use policy_engine::tables::{PlanError, Tables};
+use policy_engine::tables::Tables;
+use policy_engine::verdict::RuleRef;
 use policy_engine::world::{Delta, World};
 
-use super::admission::{Admitted, Refusal, admit};
 use super::background::{Background, Work};
 use super::kernel::Kernel;
 use super::placement::{NetnsLinks, Place, netns_paths, place};
@@ -41,18 +41,14 @@ pub(super) struct Core {
     pub(super) bits: u16,
     /// What the sources say.
     pub(super) world: World,
-    /// What is in force: the same, but for namespaces that were refused.
-    pub(super) enforced: World,
-    pub(super) compiler: Compiler,
-    pub(super) tables: Tables,
-    pub(super) ids: RuleIds,
+    pub(super) planner: Planner,
     pub(super) saved: Saved,
     pub(super) table: Table,
     pub(super) interfaces: Interfaces,
     pub(super) netns: NetnsLinks,
     pub(super) places: BTreeMap<policy_engine::model::ObjectKey, Place>,
     pub(super) problems: Vec<Located>,
-    pub(super) refused: BTreeMap<Arc<str>, Refusal>,
+    pub(super) refused: Vec<Refusal>,
     /// Why the kernel does not hold what it should, and when to try again.
     pub(super) degraded: Option<String>,
     pub(super) retry: Retry,
@@ -61,6 +57,8 @@ pub(super) struct Core {
     /// The first complete set of objects was read and applied.
     pub(super) synced: bool,
     pub(super) tally: Tally,
+    /// Rules with their numbers, sorted by rule.
+    pub(super) rules: Arc<Vec<(RuleRef, u32)>>,
 }
 
 /// What happened since the last time, as one.
@@ -88,7 +86,7 @@ impl Core {
             let next = executor.meta(policy_common::abi::meta_words::NEXT_ENDPOINT)?;
             (executor.endpoints()?, executor.dump()?, u32::try_from(next).unwrap_or(u32::MAX))
         };
-        let world = World::new(&node);
+        let limits = Limits::default();
         Ok(Self {
             kernel,
             history,
@@ -96,23 +94,21 @@ impl Core {
             discovery,
             store,
             bits,
-            enforced: world.clone(),
-            world,
-            compiler: Compiler::new(Limits::default()),
-            tables: Tables::adopt(Limits::default(), &dump),
-            ids: saved.rules.clone(),
+            world: World::new(&node),
+            planner: Planner::new(limits, Tables::adopt(limits, &dump), saved.rules.clone()),
             table: Table::adopt(&live, next.max(saved.next_endpoint)),
-            saved,
             interfaces: Interfaces::default(),
             netns: NetnsLinks::new(),
             places: BTreeMap::new(),
             problems: Vec::new(),
-            refused: BTreeMap::new(),
+            refused: Vec::new(),
             degraded: None,
             retry: Retry::default(),
             stale: true,
             synced: false,
             tally: Tally::default(),
+            rules: rules(&saved.rules),
+            saved,
         })
     }
 
@@ -122,6 +118,8 @@ impl Core {
         if let Some((number, slots)) = passed {
             self.table.freed(&slots);
             self.collect(number);
+            // There may be room now.
+            self.stale |= !self.refused.is_empty();
         }
         let news = !updates.is_empty();
         for update in updates {
@@ -180,26 +178,18 @@ impl Core {
     /// Compiles and applies.
     fn enforce(&mut self) {
         let start = Instant::now();
-        let (endpoints, world) = (self.table.desired(), &self.world);
-        let admitted =
-            admit(&mut self.compiler, &mut self.tables, &mut self.ids, world, &endpoints, &self.enforced);
-        let Admitted { plan, world, refused } = match admitted {
-            Ok(admitted) => admitted,
-            Err(error @ PlanError::Busy(_)) => {
-                tracing::debug!("{error}: again after the grace period");
-                return self.background.send(Work { upto: self.tables.number(), retirements: Vec::new() });
+        let Planned { plan, refusals, busy } = self.planner.plan(&self.world, &self.table.desired());
+        if let Some(table) = busy {
+            if self.planner.tables.is_settled() {
+                return self.fail(format!("the table of {table} is full; what was enforced stays"));
             }
-            Err(error) => return self.fail(format!("{error}; what was enforced stays")),
-        };
-        for (namespace, refusal) in refused.iter().filter(|(n, r)| self.refused.get(*n) != Some(*r)) {
-            tracing::error!(
-                "policies of namespace {namespace} do not fit: {}; {}",
-                refusal.reason,
-                refusal.instead
-            );
+            tracing::debug!("{table} in quarantine are needed: again after the grace period");
+            return self.settle();
         }
-        self.refused = refused;
-        self.enforced = world;
+        for refusal in refusals.iter().filter(|r| !self.refused.contains(r)) {
+            tracing::error!("{}", super::view::refusal_text(refusal));
+        }
+        self.refused = refusals;
         self.save();
         self.remember(plan.number);
         match self.apply(&plan) {
@@ -224,7 +214,7 @@ impl Core {
         if self.degraded.is_some() {
             return;
         }
-        let plan = self.tables.collect(number);
+        let plan = self.planner.tables.collect(number);
         if plan.is_empty() {
             return;
         }
@@ -240,8 +230,8 @@ impl Core {
 
     /// What waits for a grace period goes to the background.
     fn settle(&self) {
-        if !self.tables.is_settled() {
-            self.background.send(Work { upto: self.tables.number(), retirements: Vec::new() });
+        if !self.planner.tables.is_settled() {
+            self.background.send(Work { upto: self.planner.tables.number(), retirements: Vec::new() });
         }
     }
 
@@ -249,7 +239,7 @@ impl Core {
     pub(super) fn remember(&self, plan: u64) {
         let state = |local: &super::table::Local| {
             let pod = local.pod.clone()?;
-            let epoch = self.tables.endpoint(local.slot).unwrap_or(Tables::new_endpoint_word()).epoch;
+            let epoch = self.planner.tables.endpoint(local.slot).unwrap_or(Tables::new_endpoint_word()).epoch;
             Some((
                 local.slot,
                 EndpointState { id: local.id, epoch, pod, interface: local.interface.as_str().into() },
@@ -258,7 +248,7 @@ impl Core {
         let generation = Generation {
             plan,
             since: Now::read().map_or(0, |now| now.monotonic),
-            world: Arc::new(self.enforced.clone()),
+            world: Arc::new(self.planner.enforced().clone()),
             endpoints: self.table.iter().filter_map(state).collect(),
         };
         self.history.lock().unwrap_or_else(PoisonError::into_inner).push(generation);
@@ -266,17 +256,18 @@ impl Core {
 
     /// After a failed write only the maps themselves tell what the kernel holds.
     fn read_back(&mut self) -> datapath::Result<()> {
-        self.tables = Tables::adopt(Limits::default(), &self.kernel.read().dump()?);
+        self.planner.tables = Tables::adopt(Limits::default(), &self.kernel.read().dump()?);
         self.stale = true;
         Ok(())
     }
 
     /// Numbers of rules must be on disk before the kernel holds them.
     pub(super) fn save(&mut self) {
-        let saved = Saved { rules: self.ids.clone(), next_endpoint: self.table.next_id() };
+        let saved = Saved { rules: self.planner.rules.clone(), next_endpoint: self.table.next_id() };
         if saved == self.saved {
             return;
         }
+        self.rules = rules(&self.planner.rules);
         match self.store.save(&saved) {
             Ok(()) => self.saved = saved,
             Err(error) => tracing::warn!("the state could not be saved: {error}"),
@@ -292,6 +283,12 @@ impl Core {
         self.tally.failures += 1;
         self.degraded = Some(message);
     }
+}
+
+fn rules(ids: &RuleIds) -> Arc<Vec<(RuleRef, u32)>> {
+    let mut rules: Vec<_> = ids.in_use().map(|(id, rule)| (rule.clone(), id)).collect();
+    rules.sort_unstable();
+    Arc::new(rules)
 }
 
 /// What a core is made from.

@@ -168,7 +168,7 @@ impl Core {
         }
         let slots: Vec<u16> = removed.iter().map(|local| local.slot).collect();
         let retirement = self.kernel.read().remove_endpoints(&slots);
-        let upto = slots.iter().map(|slot| self.tables.forget_endpoint(*slot)).max().unwrap_or(0);
+        let upto = slots.iter().map(|slot| self.planner.tables.forget_endpoint(*slot)).max().unwrap_or(0);
         match retirement {
             Ok(retirement) => self.background.send(Work { upto, retirements: vec![retirement] }),
             Err(error) => self.fail(format!("remove endpoints: {}", chain(&error))),

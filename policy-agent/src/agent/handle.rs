@@ -11,7 +11,7 @@ use policy_engine::world::World;
 use tokio::sync::oneshot;
 
 use super::kernel::Kernel;
-use super::view::{EndpointView, Published, State, View};
+use super::view::{EndpointView, Published, State, View, refusal_text};
 use super::writer::{Input, Inputs, Waited, Waiter};
 use crate::api::AgentView;
 use crate::datapath::Mechanism;
@@ -197,9 +197,9 @@ fn problems(view: &View) -> Vec<proto::Problem> {
         location: p.location.clone(),
     });
     let words = |message: String| proto::Problem { message, ..proto::Problem::default() };
-    let refused = view.refused.iter().map(|(namespace, refusal)| proto::Problem {
-        object: format!("Namespace {namespace}"),
-        message: format!("its policies do not fit: {}; {}", refusal.reason, refusal.instead),
+    let refused = view.refused.iter().map(|refusal| proto::Problem {
+        object: format!("Namespace {}", refusal.namespace),
+        message: refusal_text(refusal),
         ..proto::Problem::default()
     });
     let conflicts = view.world.conflicts().map(|(address, pods)| {

@@ -7,7 +7,6 @@
 //!                 API: wait               ring ─> drain (tokio) ──┴─> bus ─> subscribers
 //! ```
 
-mod admission;
 mod background;
 mod core;
 mod drain;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
+use policy_common::abi::meta_words;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -96,6 +97,7 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
         bits: settings::endpoint_bits(args),
         node: node.clone(),
     };
+    kernel.read().set_meta(meta_words::FLAGS, settings::flags(args))?;
     let core = Core::new(parts, ground.saved)?;
     let writer = start_writer(core, inbox, &inputs, &args.manifests, published.clone())?;
     let handle = Arc::new(Handle {

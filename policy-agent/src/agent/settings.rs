@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use policy_common::abi::endpoint_config;
+use policy_common::abi::{endpoint_config, meta_flags};
 
 use crate::cli::{AttachArg, ExistingFlows, Failure, MasqueradedIngress, RunArgs};
 use crate::datapath::{Attach, Config};
@@ -31,8 +31,6 @@ pub(super) fn node_name(args: &RunArgs) -> Result<String, Failure> {
 
 /// Settings of the datapath.
 pub(super) fn datapath(args: &RunArgs) -> Config {
-    let mut constants = BTreeMap::new();
-    constants.insert("VERDICTS", u32::from(args.verdicts));
     Config {
         bpffs: args.paths.bpffs.clone(),
         attach: match args.attach {
@@ -40,8 +38,13 @@ pub(super) fn datapath(args: &RunArgs) -> Config {
             AttachArg::Tcx => Attach::Tcx,
             AttachArg::Clsact => Attach::Clsact,
         },
-        constants,
+        constants: BTreeMap::new(),
     }
+}
+
+/// Switches for all endpoints.
+pub(super) fn flags(args: &RunArgs) -> u64 {
+    if args.verdicts { meta_flags::VERDICTS } else { 0 }
 }
 
 /// Configuration bits of every endpoint.

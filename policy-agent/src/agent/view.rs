@@ -1,16 +1,16 @@
 //! What is enforced, as onlookers see it: published after every batch, whole.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use policy_common::abi::{Direction, EndpointWord, ROW_CLOSED};
 use policy_engine::model::{ObjectKey, Pod};
 use policy_engine::plan::{Op, Plan};
+use policy_engine::planner::{Held, Refusal};
 use policy_engine::tables::Usage;
+use policy_engine::verdict::RuleRef;
 use policy_engine::world::World;
 
-use super::admission::Refusal;
 use super::core::Core;
 use super::endpoints::CHATTER;
 use super::placement::Place;
@@ -133,7 +133,7 @@ pub struct View {
     /// What is wrong with files and objects.
     pub problems: Vec<Located>,
     /// Namespaces whose policies do not fit.
-    pub refused: BTreeMap<Arc<str>, Refusal>,
+    pub refused: Vec<Refusal>,
     /// Why the kernel does not hold what it should.
     pub degraded: Option<String>,
     /// A change waits for a grace period.
@@ -142,6 +142,8 @@ pub struct View {
     pub tables: Vec<Usage>,
     /// Counts.
     pub tally: Tally,
+    /// Rules that the kernel counts, with their numbers.
+    pub rules: Arc<Vec<(RuleRef, u32)>>,
 }
 
 impl View {
@@ -151,13 +153,24 @@ impl View {
         if !self.synced {
             return vec!["the manifests were not read yet".to_owned()];
         }
-        let refused = self.refused.iter().map(|(namespace, refusal)| {
-            format!("policies of namespace {namespace} do not fit: {}; {}", refusal.reason, refusal.instead)
-        });
+        let refused = self.refused.iter().map(refusal_text);
         let waiting = self.waiting.then(|| "a change waits until tables are free again".to_owned());
         let degraded = self.degraded.iter().cloned().chain(waiting);
         degraded.chain(refused).chain(self.endpoints.iter().filter_map(EndpointView::missing)).collect()
     }
+}
+
+/// Why a namespace's policies are not the newest ones, and what is in force instead.
+#[must_use]
+pub(super) fn refusal_text(refusal: &Refusal) -> String {
+    let Refusal { namespace, held, table, needed, limit, .. } = refusal;
+    let instead = match held {
+        Held::LastGood => "its last policies that fitted stay in force; newer ones isolate and allow nothing",
+        Held::Closed => "its isolated pods are closed",
+    };
+    format!(
+        "policies of namespace {namespace} do not fit: {table}: {needed} needed, {limit} is the limit; {instead}"
+    )
 }
 
 /// The view of the moment.
@@ -184,14 +197,15 @@ impl Core {
         View {
             world: self.world.clone(),
             synced: self.synced,
-            plan: self.tables.number(),
+            plan: self.planner.tables.number(),
             endpoints: self.world.local_pods().map(|pod| self.endpoint(pod)).collect(),
             problems: self.problems.clone(),
             refused: self.refused.clone(),
             degraded: self.degraded.clone(),
             waiting: self.stale && self.degraded.is_none(),
-            tables: self.tables.usage(),
+            tables: self.planner.tables.usage(),
             tally: self.tally.clone(),
+            rules: self.rules.clone(),
         }
     }
 
@@ -219,7 +233,7 @@ impl Core {
         };
         view.interface.clone_from(&local.interface);
         (view.ifindex, view.slot, view.id) = (local.ifindex, local.slot, local.id);
-        view.word = self.tables.endpoint(local.slot).unwrap_or_default();
+        view.word = self.planner.tables.endpoint(local.slot).unwrap_or_default();
         view.unprotected = local.unprotected > CHATTER;
         view.ingress = self.isolated_by(view.word.row(Direction::Ingress));
         view.egress = self.isolated_by(view.word.row(Direction::Egress));
@@ -228,8 +242,8 @@ impl Core {
             (State::Unenforced, format!("interface {} is not hooked: {failure}", local.interface))
         } else if !local.hooked {
             (State::Unenforced, format!("interface {} is not hooked yet", local.interface))
-        } else if let Some(refusal) = self.refused.get(&pod.key.namespace) {
-            (State::Stale, format!("{}; {}", refusal.reason, refusal.instead))
+        } else if let Some(refusal) = self.refused.iter().find(|r| r.namespace == pod.key.namespace) {
+            (State::Stale, refusal_text(refusal))
         } else if closed {
             (State::Pending, "its policy is not installed yet: nothing that policy decides passes".to_owned())
         } else if let Some(degraded) = &self.degraded {
@@ -243,7 +257,7 @@ impl Core {
     }
 
     fn isolated_by(&self, row: u16) -> Vec<ObjectKey> {
-        let spec = self.tables.row(row);
+        let spec = self.planner.tables.row(row);
         spec.map(|spec| spec.policies.iter().map(|policy| policy.key.clone()).collect()).unwrap_or_default()
     }
 }

@@ -6,12 +6,15 @@ use tracing_subscriber::EnvFilter;
 
 use super::{Exit, Failure, LogFormat};
 
+/// Libraries that tell more than anybody wants to know; a filter may name them all the same.
+const QUIET: &str = "aya=warn,aya_obj=warn,h2=warn,hyper=warn,tonic=warn,tower=warn,notify=warn";
+
 /// Starts logging.
 ///
 /// # Errors
 /// The filter cannot be read.
 pub(super) fn start(filter: &str, format: LogFormat) -> Result<(), Failure> {
-    let filter = EnvFilter::builder().parse(filter).map_err(|e| {
+    let filter = EnvFilter::builder().parse(format!("{QUIET},{filter}")).map_err(|e| {
         Failure::new(Exit::Usage, &e)
             .hint("--log takes a level (error, warn, info, debug, trace) or module=level,...")
     })?;

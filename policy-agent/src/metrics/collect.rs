@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use policy_common::abi::Direction;
+use policy_common::abi::{Direction, limits};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, LabelSetEncoder, MetricEncoder};
 use prometheus_client::metrics::MetricType;
@@ -82,6 +82,7 @@ impl Collector for OnDemand {
         let view = self.published.get();
         self.packets(&mut encoder)?;
         self.losses(&mut encoder)?;
+        self.rules(&mut encoder, &view)?;
         objects(&mut encoder, &view)?;
         tables(&mut encoder, &view)?;
         writer(&mut encoder, &view)
@@ -113,6 +114,24 @@ impl OnDemand {
         for direction in [Direction::Ingress, Direction::Egress] {
             let count = self.kernel.read().unhooked(direction).unwrap_or_default().packets;
             one(&mut family, &[("direction", direction.name().to_owned())], &ConstCounter::new(count))?;
+        }
+        Ok(())
+    }
+
+    /// Rules beyond the kernel's table share one counter, which nobody's is.
+    fn rules(&self, encoder: &mut DescriptorEncoder, view: &View) -> fmt::Result {
+        let help = "Flows that a rule decided";
+        let mut family = encoder.encode_descriptor("rule_hits", help, None, MetricType::Counter)?;
+        let executor = self.kernel.read();
+        for (rule, id) in view.rules.iter().filter(|(_, id)| *id < limits::RULE_HITS) {
+            let labels = [
+                ("namespace", rule.policy.namespace.to_string()),
+                ("policy", rule.policy.name.to_string()),
+                ("direction", rule.direction.name().to_owned()),
+                ("rule", rule.index.to_string()),
+            ];
+            let hits = executor.rule_hits(*id).unwrap_or_default().packets;
+            one(&mut family, &labels, &ConstCounter::new(hits))?;
         }
         Ok(())
     }
