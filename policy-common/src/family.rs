@@ -1,6 +1,7 @@
 //! IPv4 and IPv6 behind one trait, so that the decision is written once.
 
-use crate::abi::{FlowKey4, FlowKey6};
+use crate::abi::{FlowKey4, FlowKey6, endpoint_words};
+use crate::flow::Host;
 
 /// An address family. Addresses are held as words in network order: byte arrays would be spilled byte by byte.
 pub trait Family: Sized {
@@ -16,6 +17,8 @@ pub trait Family: Sized {
     fn check(address: &Self::Address) -> u32;
     /// The address as four words; IPv4 in the first.
     fn wide(address: &Self::Address) -> [u32; 4];
+    /// The endpoint's first address of this family, 0 when it has none.
+    fn first_address<H: Host>(host: &H) -> Self::Address;
 }
 
 /// IPv4.
@@ -41,6 +44,10 @@ impl Family for V4 {
     fn wide(address: &u32) -> [u32; 4] {
         [*address, 0, 0, 0]
     }
+    #[inline(always)]
+    fn first_address<H: Host>(host: &H) -> u32 {
+        host.endpoint(endpoint_words::ADDRESS4) as u32
+    }
 }
 
 impl Family for V6 {
@@ -59,4 +66,17 @@ impl Family for V6 {
     fn wide(address: &[u32; 4]) -> [u32; 4] {
         *address
     }
+    #[inline(always)]
+    fn first_address<H: Host>(host: &H) -> [u32; 4] {
+        let [a, b] = halves(host.endpoint(endpoint_words::ADDRESS6_HIGH));
+        let [c, d] = halves(host.endpoint(endpoint_words::ADDRESS6_LOW));
+        [a, b, c, d]
+    }
+}
+
+/// A word as two, in the order of memory.
+#[inline(always)]
+const fn halves(word: u64) -> [u32; 2] {
+    let (low, high) = (word as u32, (word >> 32) as u32);
+    if cfg!(target_endian = "little") { [low, high] } else { [high, low] }
 }

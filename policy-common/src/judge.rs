@@ -1,6 +1,6 @@
 //! P[opener]: the current policy's verdict for the opening direction of a flow, by table look-ups alone.
 
-use crate::abi::{HostWord, Interval, Outcome, ROW_OPEN, RuleSet, action};
+use crate::abi::{CLASS_NONE, HostWord, Interval, Outcome, ROW_OPEN, RuleSet, action, host_flags};
 use crate::family::Family;
 
 /// Steps of the binary search: enough for [`crate::abi::limits::INTERVALS_PER_SET`] intervals.
@@ -22,22 +22,46 @@ pub trait PolicyMaps<F: Family> {
     fn interval(&self, index: u32) -> u64;
 }
 
-/// What the tables say of an address: class and flags.
+/// The two questions that a decision asks the tables. The kernel answers them by functions of their own, which the
+/// verifier walks once and not for every path of the decision.
+pub trait Judge<F: Family> {
+    /// [`classify`].
+    fn classify(&self, address: &F::Address) -> HostWord;
+    /// [`look_up`].
+    fn look_up(&self, row: u16, class: u16, protocol: u8, port: u16) -> (u16, Outcome);
+}
+
+impl<F: Family, M: PolicyMaps<F>> Judge<F> for M {
+    #[inline(always)]
+    fn classify(&self, address: &F::Address) -> HostWord {
+        classify::<F, Self>(self, address)
+    }
+    #[inline(always)]
+    fn look_up(&self, row: u16, class: u16, protocol: u8, port: u16) -> (u16, Outcome) {
+        look_up::<F, Self>(self, row, class, protocol, port)
+    }
+}
+
+/// What the tables say of an address: class and flags. An address of the own node has the class of its prefix: its
+/// own processes are known by the packet's path, and what else carries the address was masqueraded by the node and may
+/// come from anywhere.
 #[inline(always)]
 pub fn classify<F: Family, M: PolicyMaps<F>>(maps: &M, address: &F::Address) -> HostWord {
+    let mut flags = 0;
     let slot = maps.host(address);
     if slot != 0 {
         let word = HostWord::unpack(maps.host_word(slot));
         // The slot may have been given to another address between the two look-ups.
         if word.check == F::check(address) {
-            return word;
+            if word.flags & host_flags::OWN_NODE == 0 {
+                return word;
+            }
+            flags = word.flags;
         }
     }
     let slot = maps.prefix(address);
-    if slot == 0 {
-        return HostWord { check: 0, class: 0, flags: 0 };
-    }
-    HostWord::unpack(maps.host_word(slot))
+    let class = if slot == 0 { CLASS_NONE } else { HostWord::unpack(maps.host_word(slot)).class };
+    HostWord { check: 0, class, flags }
 }
 
 /// The cell's rule set id and the outcome for a packet of `protocol` to the responder's `port`.

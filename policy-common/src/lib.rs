@@ -5,8 +5,11 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;
+pub mod decide;
 pub mod event;
 pub mod family;
+pub mod flow;
 pub mod judge;
 pub mod packet;
 pub mod reason;
+pub mod verdict;

@@ -2,15 +2,48 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
+mod access;
+#[cfg(target_arch = "bpf")]
+mod bytes;
+#[cfg(target_arch = "bpf")]
+mod flows;
+#[cfg(target_arch = "bpf")]
+mod hook;
+#[cfg(target_arch = "bpf")]
+mod judge;
+#[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod probe;
+#[cfg(target_arch = "bpf")]
+mod report;
+#[cfg(target_arch = "bpf")]
+mod seen;
 #[cfg(target_arch = "bpf")]
 mod skb;
 
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` under clsact: go on with the next program. "OK" would end the chain and, under
 /// clsact, erase `tc_index`.
 pub(crate) const NEXT: i32 = -1;
+
+/// `TCX_DROP` and `TC_ACT_SHOT`.
+pub(crate) const SHOT: i32 = 2;
+
+/// Towards the pod: tc egress of the host side of its interface.
+#[cfg(target_arch = "bpf")]
+#[aya_ebpf::macros::classifier]
+#[inline(always)]
+fn pod_in(context: aya_ebpf::programs::TcContext) -> i32 {
+    hook::pod_in(skb::Skb::new(&context))
+}
+
+/// From the pod: tc ingress of the host side of its interface.
+#[cfg(target_arch = "bpf")]
+#[aya_ebpf::macros::classifier]
+#[inline(always)]
+fn pod_out(context: aya_ebpf::programs::TcContext) -> i32 {
+    hook::pod_out(skb::Skb::new(&context))
+}
 
 #[cfg(target_arch = "bpf")]
 #[panic_handler]

@@ -1,5 +1,6 @@
 //! The maps. The agent creates and pins them from its own table; the declarations here must say the same.
 
+use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{
     Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf,
 };
@@ -9,6 +10,7 @@ use policy_common::abi::{
     endpoint_words, limits, meta_words,
 };
 use policy_common::event::Event;
+use policy_common::packet::Packet;
 
 /// `BPF_F_MMAPABLE`: user space stores words through a mapping, the only update that no reader can see in halves.
 const MMAP: usize = 1024;
@@ -67,6 +69,21 @@ pub(crate) static META: Array<[u64; meta_words::COUNT as usize], 1, MMAP> = Arra
 
 // Below: private to one loaded object, never pinned.
 
+/// Keys and values on their way to a rare helper call: the stack has no room for them.
+#[repr(C)]
+pub(crate) struct Scratch {
+    pub(crate) local: LocalKey,
+    pub(crate) fragment_key: FragmentKey,
+    pub(crate) fragment: Fragment,
+    pub(crate) prefix4: Key<u32>,
+    pub(crate) prefix6: Key<[u32; 4]>,
+    pub(crate) flow: Flow,
+    pub(crate) packet4: Packet<u32>,
+    pub(crate) packet6: Packet<[u32; 4]>,
+}
+
+#[btf_map]
+pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 /// Signatures of the last events, per CPU: {tick 32, hash 32}.
 #[btf_map]
 pub(crate) static RECENT: PerCpuArray<u64, { RECENT_EVENTS as usize }> = PerCpuArray::new();

@@ -29,6 +29,16 @@ impl Skb {
     pub(crate) fn new(context: &TcContext) -> Self {
         Self { raw: context.skb.skb }
     }
+    /// The context as a number of its own functions' arguments.
+    #[inline(always)]
+    pub(crate) fn from_raw(raw: *mut __sk_buff) -> Self {
+        Self { raw }
+    }
+    /// The context, for a call.
+    #[inline(always)]
+    pub(crate) fn raw(self) -> *mut __sk_buff {
+        self.raw
+    }
     field!(
         /// Length with headers and all fragments, in bytes.
         len: len
@@ -62,6 +72,12 @@ impl Skb {
         mark: mark
     );
 
+    /// 0, without the verifier knowing: a length has no sign. What is combined with it is any number from then on, so
+    /// the paths that led there join instead of being walked one by one to the end.
+    #[inline(always)]
+    pub(crate) fn unknown_zero(self) -> u64 {
+        (self.len() as i32 >> 31) as u64
+    }
     /// Sets the tag.
     #[inline(always)]
     pub(crate) fn set_tc_index(self, value: u32) {
@@ -75,9 +91,16 @@ impl Skb {
         let socket = unsafe { read_volatile(&raw const (*self.raw).__bindgen_anon_2.sk) };
         !socket.is_null()
     }
+    /// Makes up to `length` bytes linear if there are more than now. False when there are not.
+    #[inline(always)]
+    pub(crate) fn pull_more(self, length: u32) -> bool {
+        let linear = self.data_end().wrapping_sub(self.data());
+        let all = self.len();
+        linear < all && self.pull(if all < length { all } else { length })
+    }
     /// Makes the first `length` bytes linear. `data` and `data_end` change. False when it failed.
     #[inline(always)]
-    pub(crate) fn pull(self, length: u32) -> bool {
+    fn pull(self, length: u32) -> bool {
         // SAFETY: the kernel passes a valid context; no packet pointer is used across this call.
         unsafe { aya_ebpf::helpers::bpf_skb_pull_data(self.raw, length) == 0 }
     }

@@ -3,7 +3,8 @@
 
 use anyhow::{Context, Result};
 use aya_obj::{
-    Object,
+    Function, Object,
+    btf::BtfFeatures,
     generated::{bpf_attr, bpf_cmd, bpf_prog_type},
 };
 use policy_agent::datapath::{bpf, spec::Spec};
@@ -40,10 +41,11 @@ pub fn walk(object: &[u8]) -> Result<Vec<Walk>> {
     let with_fds = maps.iter().zip(&fds).map(|((name, map), fd)| (name.as_str(), fd.as_raw_fd(), map));
     object.relocate_maps(with_fds, &text)?;
     object.relocate_calls(&text)?;
+    let types = types(&mut object)?;
     let mut walks = Vec::new();
     for (name, program) in &object.programs {
         let function = object.functions.get(&program.function_key()).context("a program without code")?;
-        let (log, refused) = load(&function.instructions);
+        let (log, refused) = load(function, &types)?;
         let processed =
             count(&log).with_context(|| format!("the verifier's log of {name} has no number: {log}"))?;
         let refused = refused.map(|error| format!("{error}: {}", last_lines(&log)));
@@ -68,8 +70,36 @@ fn raise_memory_limit() {
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
 }
 
+/// The object's types in the kernel. They say which functions are global: the verifier walks those once each, and
+/// without types once for every path to a call.
+fn types(object: &mut Object) -> Result<OwnedFd> {
+    // What every kernel from 5.10 on understands.
+    let features = BtfFeatures::new(true, true, true, false, false, false, false, false);
+    let types = object.fixup_and_sanitize_btf(&features)?.context("the object has no types")?.to_bytes();
+    // SAFETY: the union consists of integers: all zeroes is a valid value of each of its parts.
+    let mut attr: bpf_attr = unsafe { zeroed() };
+    // SAFETY: as above.
+    let part = unsafe { &mut attr.__bindgen_anon_7 };
+    part.btf = types.as_ptr() as u64;
+    part.btf_size = u32::try_from(types.len()).context("too many types")?;
+    call(bpf_cmd::BPF_BTF_LOAD, &mut attr).context("load the types")
+}
+
+/// bpf(2) for a command that returns a descriptor.
+fn call(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
+    // SAFETY: callers keep what the attribute points to alive, with the sizes given.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command as u32, &raw mut *attr, size_of::<bpf_attr>()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has just returned this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 /// Loads a program; the verifier's log, and the error when it was refused.
-fn load(instructions: &[aya_obj::generated::bpf_insn]) -> (String, Option<io::Error>) {
+fn load(function: &Function, types: &OwnedFd) -> Result<(String, Option<io::Error>)> {
+    let instructions = &function.instructions;
+    let functions = function.func_info.func_info_bytes();
     let mut log = vec![0u8; 1 << 16];
     // SAFETY: the union consists of integers: all zeroes is a valid value of each of its parts.
     let mut attr: bpf_attr = unsafe { zeroed() };
@@ -82,16 +112,14 @@ fn load(instructions: &[aya_obj::generated::bpf_insn]) -> (String, Option<io::Er
     program.log_level = STATISTICS;
     program.log_buf = log.as_mut_ptr() as u64;
     program.log_size = log.len() as u32;
-    let cmd = bpf_cmd::BPF_PROG_LOAD as u32;
-    // SAFETY: the attribute and what it points to outlive the call, with the sizes given.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, cmd, &raw mut attr, size_of::<bpf_attr>()) };
-    let error = (fd < 0).then(io::Error::last_os_error);
-    if error.is_none() {
-        // SAFETY: the call has just returned this descriptor.
-        drop(unsafe { OwnedFd::from_raw_fd(fd as i32) });
-    }
+    program.prog_btf_fd = types.as_raw_fd() as u32;
+    program.func_info = functions.as_ptr() as u64;
+    program.func_info_cnt = u32::try_from(function.func_info.len()).context("too many functions")?;
+    program.func_info_rec_size =
+        u32::try_from(function.func_info_rec_size).context("too long a function record")?;
+    let error = call(bpf_cmd::BPF_PROG_LOAD, &mut attr).err();
     let end = log.iter().position(|byte| *byte == 0).unwrap_or(log.len());
-    (String::from_utf8_lossy(&log[..end]).into_owned(), error)
+    Ok((String::from_utf8_lossy(&log[..end]).into_owned(), error))
 }
 
 /// The end of a log, where the reason stands.

@@ -10,7 +10,7 @@ use policy_tests::{
 use std::sync::Arc;
 
 /// The verifier gives up at a million; what grows past this needs thought before it needs luck.
-const MOST_INSTRUCTIONS: u64 = 750_000;
+const MOST_INSTRUCTIONS: u64 = 300_000;
 
 /// A namespace with a datapath in it.
 fn datapath(attach: Attach) -> (Arc<Netns>, Datapath, PinDir) {

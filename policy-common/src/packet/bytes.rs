@@ -15,7 +15,17 @@ pub trait Bytes {
         }
         Some(words)
     }
+
+    /// `value`. In the kernel the verifier loses what it knew of it, so that the paths which led to it join: it walks
+    /// every combination of what it can tell apart.
+    #[inline(always)]
+    fn forget(&self, value: u32) -> u32 {
+        value
+    }
 }
+
+/// Bytes that headers may take: what the verifier knows of an offset that it had to forget.
+pub(super) const OFFSET_MASK: u32 = 0x3fff;
 
 /// A frame in memory.
 #[derive(Clone, Copy, Debug)]

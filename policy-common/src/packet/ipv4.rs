@@ -1,5 +1,6 @@
 //! IPv4: options, fragments, and the packet inside an ICMP error.
 
+use super::bytes::OFFSET_MASK;
 use super::transport::{self, ICMP_HEADER};
 use super::{Bytes, Packet, facts, protocol};
 use crate::reason::Reason;
@@ -25,8 +26,9 @@ pub fn parse<B: Bytes>(bytes: &B, at: usize) -> Result<Packet<u32>, Reason> {
             }
             return Ok(packet.into_error(outer.source, outer.flags, outer.code, outer.facts & facts::ROUTER));
         }
-        outer = packet;
-        at = behind;
+        let facts = bytes.forget(packet.facts);
+        outer = Packet { flags: bytes.forget(packet.flags as u32) as u8, facts, ..packet };
+        at = (bytes.forget(behind as u32) & OFFSET_MASK) as usize;
     }
     // An error about an error.
     Err(Reason::IcmpNoFlow)

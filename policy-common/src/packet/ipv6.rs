@@ -1,5 +1,6 @@
 //! IPv6: extension headers, fragments, neighbour discovery, and the packet inside an ICMPv6 error.
 
+use super::bytes::OFFSET_MASK;
 use super::transport::{self, ICMP_HEADER};
 use super::{Bytes, Packet, facts, protocol};
 use crate::reason::Reason;
@@ -44,8 +45,8 @@ pub fn parse<B: Bytes>(bytes: &B, at: usize) -> Result<Packet<[u32; 4]>, Reason>
             }
             return Ok(packet.into_error(outer.source, outer.flags, outer.code, 0));
         }
-        outer = packet;
-        at = behind;
+        outer = Packet { flags: bytes.forget(packet.flags as u32) as u8, ..packet };
+        at = (bytes.forget(behind as u32) & OFFSET_MASK) as usize;
     }
     // An error about an error.
     Err(Reason::IcmpNoFlow)
@@ -131,14 +132,16 @@ fn extensions<B: Bytes>(bytes: &B, start: usize, next: u8) -> Result<Walk, Reaso
             if later {
                 return Ok(w);
             }
-            continue;
+        } else {
+            // Router alert as first option: type 5, length 2.
+            if w.protocol == HOP_BY_HOP && head & 0xffff == 0x0502 {
+                w.facts |= facts::ALERT;
+            }
+            w.length += if w.protocol == AUTHENTICATION { (size + 2) * 4 } else { (size + 1) * 8 };
+            w.protocol = (head >> 24) as u8;
         }
-        // Router alert as first option: type 5, length 2.
-        if w.protocol == HOP_BY_HOP && head & 0xffff == 0x0502 {
-            w.facts |= facts::ALERT;
-        }
-        w.length += if w.protocol == AUTHENTICATION { (size + 2) * 4 } else { (size + 1) * 8 };
-        w.protocol = (head >> 24) as u8;
+        w.length = bytes.forget(w.length) & OFFSET_MASK;
+        w.facts = bytes.forget(w.facts);
     }
     if matches!(w.protocol, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION) {
         return Err(Reason::TooManyExtensionHeaders);
