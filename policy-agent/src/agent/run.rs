@@ -20,7 +20,7 @@ use super::view::Published;
 use super::writer::{Input, Inputs, Waiter, Writer};
 use crate::api::{Socket, serve};
 use crate::cli::{Exit, Failure, RunArgs};
-use crate::datapath::{self, Datapath, OBJECT};
+use crate::datapath::{self, Datapath, EventRing, OBJECT};
 use crate::events::{Bus, Enricher, History, Views};
 use crate::metrics::{self, Metrics};
 use crate::netlink::{Discovery, Events};
@@ -39,11 +39,8 @@ const ENDING: Duration = Duration::from_secs(2);
 /// # Errors
 /// What is missing or wrong; before the datapath is loaded nothing was changed.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::new(Exit::Failed, &e))?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(failed)?;
     let result = runtime.block_on(start(args));
     runtime.shutdown_timeout(ENDING);
     result
@@ -72,22 +69,16 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
         created = report.created.len(),
         "kernel programs verified"
     );
-    let grace = executor.grace();
     let kernel = Arc::new(Kernel::new(executor, hooks, report));
+    kernel.read().set_meta(meta_words::FLAGS, settings::flags(args))?;
     let (inputs, inbox) = channel();
-    let history = Arc::new(Mutex::new(History::default()));
-    let (published, drained) = (Published::default(), Drained::default());
-    let failed = |e: std::io::Error| Failure::new(Exit::Failed, &e);
-    let done = inputs.clone();
-    let background = Background::start(grace, drained.clone(), move |p| done.send(Input::Passed(p)).is_ok())
-        .map_err(failed)?;
     watch_network(ground.events, inputs.clone()).map_err(failed)?;
+    let published = Published::default();
     let bus = Arc::new(Bus::new(crate::events::ring::CAPACITY, crate::events::bus::LIVE_CAPACITY));
-    let views = Views::default();
-    let enricher = Enricher::new(&node, views);
-    let drain =
-        Drain { ring, enricher, history: history.clone(), bus: bus.clone(), drained, kernel: kernel.clone() };
-    tokio::spawn(drain.run());
+    let (history, drained) = tell_events(ring, &node, &bus, &kernel);
+    let (grace, done) = (kernel.read().grace(), inputs.clone());
+    let background =
+        Background::start(grace, drained, move |p| done.send(Input::Passed(p)).is_ok()).map_err(failed)?;
     let parts = Parts {
         kernel: kernel.clone(),
         history,
@@ -97,7 +88,6 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
         bits: settings::endpoint_bits(args),
         node: node.clone(),
     };
-    kernel.read().set_meta(meta_words::FLAGS, settings::flags(args))?;
     let core = Core::new(parts, ground.saved)?;
     let writer = start_writer(core, inbox, &inputs, &args.manifests, published.clone())?;
     let handle = Arc::new(Handle {
@@ -126,6 +116,31 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
     drop(writer.join());
     tracing::info!("stopped; what is enforced stays in force");
     result
+}
+
+/// Starts to turn records of the ring into flows on the bus.
+fn tell_events(
+    ring: EventRing,
+    node: &str,
+    bus: &Arc<Bus>,
+    kernel: &Arc<Kernel>,
+) -> (Arc<Mutex<History>>, Drained) {
+    let (history, drained) = (Arc::new(Mutex::new(History::default())), Drained::default());
+    let drain = Drain {
+        ring,
+        enricher: Enricher::new(node, Views::default()),
+        history: history.clone(),
+        bus: bus.clone(),
+        drained: drained.clone(),
+        kernel: kernel.clone(),
+    };
+    tokio::spawn(drain.run());
+    (history, drained)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "made for map_err")]
+fn failed(error: std::io::Error) -> Failure {
+    Failure::new(Exit::Failed, &error)
 }
 
 async fn ground(args: &RunArgs) -> Result<Ground, Failure> {
@@ -199,7 +214,7 @@ fn start_writer(
         .map_err(|e| Failure::text(Exit::Manifests, format!("--manifests {}: {e}", manifests.display())))?;
     let writer = Writer::new(core, inbox, files, published);
     let started = thread::Builder::new().name("writer".to_owned()).spawn(move || writer.run());
-    started.map_err(|e| Failure::new(Exit::Failed, &e))
+    started.map_err(failed)
 }
 
 async fn once(inputs: &Inputs) -> Result<(), Failure> {
@@ -216,7 +231,6 @@ async fn once(inputs: &Inputs) -> Result<(), Failure> {
 }
 
 async fn until_signal() -> Result<(), Failure> {
-    let failed = |e: std::io::Error| Failure::new(Exit::Failed, &e);
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     tokio::select! {
