@@ -35,7 +35,7 @@ impl Agent {
             .prefix("policy-test-")
             .tempdir()
             .context("make a folder for the agent")?;
-        for part in ["manifests", "staging", "state"] {
+        for part in ["manifests", "staging"] {
             fs::create_dir(dir.path().join(part)).context("make a folder for the agent")?;
         }
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -62,7 +62,7 @@ impl Agent {
         command.args(["--node-name", State::NODE, "--log", "info"]);
         command.arg("--socket").arg(self.socket());
         command.arg("--bpffs").arg(&self.bpffs);
-        command.arg("--state-dir").arg(self.dir.path().join("state"));
+        command.arg("--state-dir").arg(self.state_dir());
         command.args(&self.arguments);
         command.stdout(log.try_clone()?).stderr(log).stdin(Stdio::null());
         self.child = Some(command.spawn().context("start policy-agent")?);
@@ -95,11 +95,19 @@ impl Agent {
         self.child.as_ref().map(Child::id)
     }
 
-    /// Returns once the kernel enforces all that the folder holds.
+    /// Returns once the kernel enforces all that the folder holds; at once with an error if the agent is gone.
     pub fn wait(&mut self) -> Result<()> {
         let timeout = format!("{}s", PATIENCE.as_secs());
-        let output = self.ctl(["wait", "--timeout", &timeout])?;
-        let running = self.is_running()?;
+        let mut waiting = self.ctl_child(["wait", "--timeout", &timeout])?;
+        let mut running = true;
+        while running && waiting.try_wait().context("look at policyctl wait")?.is_none() {
+            std::thread::sleep(Duration::from_millis(2));
+            running = self.is_running()?;
+        }
+        if !running {
+            drop(waiting.kill());
+        }
+        let output = waiting.wait_with_output().context("read what policyctl wait says")?;
         ensure!(
             output.status.success(),
             "policyctl wait: {}\n{}{}agent runs: {running}; its log:\n{}",
@@ -130,7 +138,7 @@ impl Agent {
     pub fn cleanup(&self) -> Result<()> {
         let mut command = self.command("policy-agent")?;
         command.arg("cleanup").arg("--bpffs").arg(&self.bpffs);
-        command.arg("--state-dir").arg(self.dir.path().join("state"));
+        command.arg("--state-dir").arg(self.state_dir()).arg("--socket").arg(self.socket());
         let output = command.output().context("run policy-agent cleanup")?;
         ensure!(
             output.status.success(),
@@ -162,6 +170,11 @@ impl Agent {
     /// The folder of its pins.
     pub fn bpffs(&self) -> &Path {
         &self.bpffs
+    }
+
+    /// The folder of its state.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
     }
 
     /// Its socket.

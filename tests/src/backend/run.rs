@@ -107,13 +107,15 @@ fn places_of(state: &State) -> Places {
     state.places().into_iter().map(|place| (place.name.clone(), place)).collect()
 }
 
-/// One port of every protocol that the scenario is about: enough to show that the way is open.
+/// One port of every protocol that the scenario is about: enough to show that the way is open. Not of protocols
+/// without ports: the flow that shows it would be one with those of the first step.
 fn some_ports(case: &Case) -> Vec<Port> {
     let ports = case
         .steps
         .iter()
         .filter_map(|step| step.expect.as_ref())
         .flat_map(|expect| expect.ports.iter().copied());
+    let ports = ports.filter(|port| !matches!(port.transport, Transport::Other(_)));
     let first: BTreeMap<Transport, Port> = ports.map(|port| (port.transport, port)).collect();
     first.into_values().collect()
 }

@@ -8,7 +8,7 @@ use crate::{
     agent::Agent,
     net::{Attach, Host, Node, Topology},
     probe::{Link, Outcome, Probe, Responder, Want, verdicts},
-    scenario::{AgentAction, Case, Expected, Pair, Place, Port, SessionState, State, Where},
+    scenario::{AgentAction, Case, Expected, Pair, Place, Port, SessionState, State, Transport, Where},
 };
 use anyhow::{Context, Result, bail};
 use std::{
@@ -156,6 +156,42 @@ impl Wire {
         Ok(Probe { ns, from: address(from)?, to: address(to)?, port: pair.port, size })
     }
 
+    /// Asks the pairs of these numbers and writes down what became of them.
+    fn probe_group(
+        &self,
+        places: &Places,
+        pairs: &[Expected],
+        group: &[usize],
+        size: Option<usize>,
+        seen: &mut [Seen],
+    ) -> Result<()> {
+        let (mut asked, mut probes, mut wants) = (Vec::new(), Vec::new(), Vec::new());
+        for n in group.iter().copied() {
+            let expected = &pairs[n];
+            let place = |name: &str| places.get(name).with_context(|| format!("no place {name}"));
+            let Some(passes) = expected.on_the_wire(place(&expected.pair.from)?, place(&expected.pair.to)?)
+            else {
+                continue;
+            };
+            probes.push(self.question(places, &expected.pair, size.unwrap_or(SIZE))?);
+            wants.push(if passes { Want::Answer } else { Want::Silence });
+            asked.push(n);
+        }
+        for ((n, want), outcome) in asked.into_iter().zip(&wants).zip(verdicts(&probes, &wants)?) {
+            let agrees = match &outcome {
+                Outcome::Answered(_) => *want == Want::Answer,
+                Outcome::Silent => *want == Want::Silence,
+                // A drop is silent; whoever says no has seen the packet.
+                Outcome::Refused(why) => {
+                    seen[n].note = format!("refused: {why}");
+                    false
+                }
+            };
+            seen[n].allow = Some(pairs[n].allow == agrees);
+        }
+        Ok(())
+    }
+
     fn listen(&self, places: &Places, pairs: impl IntoIterator<Item = Pair>) -> Result<()> {
         let mut ports: BTreeMap<String, BTreeSet<Port>> = BTreeMap::new();
         for pair in pairs {
@@ -171,8 +207,21 @@ impl Wire {
 }
 
 impl Backend for Wire {
-    fn begin(&mut self, _case: &Case) -> Result<()> {
+    /// Pods of the last scenario stay, as on a node that lives long, unless this one asks about protocols without
+    /// ports: there an old flow cannot be told from a new one.
+    fn begin(&mut self, case: &Case) -> Result<()> {
         self.sessions.clear();
+        let mut ports =
+            case.steps.iter().filter_map(|step| step.expect.as_ref()).flat_map(|expect| &expect.ports);
+        if !ports.any(|port| matches!(port.transport, Transport::Other(_))) {
+            return Ok(());
+        }
+        let hosts: BTreeSet<String> =
+            std::mem::take(&mut self.placed).into_values().map(|placed| placed.host).collect();
+        for host in hosts {
+            self.responder.forget(&host);
+            self.node.remove(&host)?;
+        }
         Ok(())
     }
 
@@ -200,29 +249,14 @@ impl Backend for Wire {
 
     fn probe(&mut self, places: &Places, pairs: &[Expected], size: Option<usize>) -> Result<Vec<Seen>> {
         self.listen(places, pairs.iter().map(|expected| expected.pair.clone()))?;
+        // A protocol without ports has one flow for both ends: whoever opens it first lets the other answer. So what
+        // must stay silent is asked before anybody else may speak.
+        let portless = |e: &Expected| matches!(e.pair.port.transport, Transport::Other(_));
+        let (first, rest): (Vec<usize>, Vec<usize>) =
+            (0..pairs.len()).partition(|n| portless(&pairs[*n]) && !pairs[*n].allow);
         let mut seen = vec![Seen::default(); pairs.len()];
-        let (mut asked, mut probes, mut wants) = (Vec::new(), Vec::new(), Vec::new());
-        for (n, expected) in pairs.iter().enumerate() {
-            let place = |name: &str| places.get(name).with_context(|| format!("no place {name}"));
-            let Some(passes) = expected.on_the_wire(place(&expected.pair.from)?, place(&expected.pair.to)?)
-            else {
-                continue;
-            };
-            probes.push(self.question(places, &expected.pair, size.unwrap_or(SIZE))?);
-            wants.push(if passes { Want::Answer } else { Want::Silence });
-            asked.push(n);
-        }
-        for ((n, want), outcome) in asked.into_iter().zip(&wants).zip(verdicts(&probes, &wants)?) {
-            let agrees = match &outcome {
-                Outcome::Answered(_) => *want == Want::Answer,
-                Outcome::Silent => *want == Want::Silence,
-                // A drop is silent; whoever says no has seen the packet.
-                Outcome::Refused(why) => {
-                    seen[n].note = format!("refused: {why}");
-                    false
-                }
-            };
-            seen[n].allow = Some(pairs[n].allow == agrees);
+        for group in [first, rest] {
+            self.probe_group(places, pairs, &group, size, &mut seen)?;
         }
         Ok(seen)
     }
