@@ -128,7 +128,7 @@ fn a_namespace_that_fills_a_table_hurts_only_itself() {
     loop {
         let status = lab.agent().ctl(["status", "--output", "json"]).unwrap();
         let text = String::from_utf8(status.stdout).unwrap();
-        if text.contains("its policies do not fit: prefixes") {
+        if text.contains("do not fit: prefixes") {
             break;
         }
         assert!(Instant::now() < end, "status says nothing of it:\n{text}\n{}", lab.agent().log());
