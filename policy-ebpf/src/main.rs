@@ -1,5 +1,9 @@
 //! Entry points of the kernel programs.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(clippy::needless_pass_by_value, reason = "aya's macro hands the context over by value")
+)]
 
 #[cfg(target_arch = "bpf")]
 mod access;
