@@ -33,6 +33,8 @@ const LOOPBACK: u32 = 1;
 enum Mode {
     /// The same packet.
     Same,
+    /// The same packet, without a token for an event.
+    Held,
     /// The same packet, with tokens for as many events.
     Events,
     /// Packets of another connection each, one run at a time.
@@ -112,7 +114,7 @@ fn cases(family: Family, peer: IpAddr) -> Vec<Case> {
             mode: Mode::Fresh,
             ..case("in, first packet, recorded", "pod_in", to(44_000, ALLOWED_PORT, syn), None)
         },
-        deny("in, denied", Mode::Same),
+        deny("in, denied", Mode::Held),
         deny("in, denied, with event", Mode::Events),
     ]
 }
@@ -159,9 +161,12 @@ fn one(runner: &mut Runner, case: &Case) -> Result<Option<Cost>> {
     if case.mode == Mode::Fresh {
         return Ok(Some(runner.timed_singly(case.program, &case.frame, FRESH)?.per(FRESH)));
     }
+    if case.mode == Mode::Held {
+        runner.set_tokens(case.slot, 0)?;
+    }
     if case.mode == Mode::Events {
         runner.drain();
-        runner.give_tokens(case.slot)?;
+        runner.set_tokens(case.slot, 2 * REPEAT)?;
     }
     let (verdict, cost) = runner.timed(case.program, &case.frame, REPEAT)?;
     ensure!(verdict == case.verdict, "{}: the verdict changed to {verdict}", case.name);

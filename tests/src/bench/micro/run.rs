@@ -24,8 +24,6 @@ pub(super) const NEXT: u32 = u32::MAX;
 pub(super) const SHOT: u32 = 2;
 /// An interface that is not the hook's: the packet came in there, so no process of the node made it.
 const OTHER_INTERFACE: u32 = 2;
-/// Enough for any measurement.
-const TOKENS: u32 = 1_000_000;
 
 /// Programs, maps and a meter.
 pub(super) struct Runner {
@@ -78,14 +76,14 @@ impl Runner {
         Ok(cost)
     }
 
-    /// Fills the buckets of events: the endpoint's and the processor's, everywhere.
-    pub(super) fn give_tokens(&self, slot: u16) -> Result<()> {
+    /// Fills or empties the buckets of events: the endpoint's and the processors', for the rest of this tick.
+    pub(super) fn set_tokens(&self, slot: u16, tokens: u32) -> Result<()> {
         let executor = &self.stage.datapath.executor;
         let (map, tick) = (executor.map(MapId::EpStat), executor.tick()?);
         for slot in [0, u32::from(slot)] {
             let mut values = map.get(&slot.to_ne_bytes())?.context("the endpoint has no counters")?;
             for value in values.chunks_exact_mut(size_of::<EndpointStat>()) {
-                value[..4].copy_from_slice(&TOKENS.to_ne_bytes());
+                value[..4].copy_from_slice(&tokens.to_ne_bytes());
                 value[4..8].copy_from_slice(&tick.to_ne_bytes());
             }
             map.insert(&slot.to_ne_bytes(), &values, 0)?;
