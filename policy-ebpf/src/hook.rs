@@ -18,8 +18,9 @@ use policy_common::verdict::Verdict;
 
 use crate::access::{Kernel, interface};
 use crate::bytes::Direct;
+use crate::count::count;
 use crate::flows::scratch;
-use crate::report::{count, report, report_place};
+use crate::report::{report, report_place};
 use crate::skb::Skb;
 use crate::{NEXT, SHOT};
 

@@ -8,7 +8,11 @@
 #[cfg(target_arch = "bpf")]
 mod access;
 #[cfg(target_arch = "bpf")]
+mod bucket;
+#[cfg(target_arch = "bpf")]
 mod bytes;
+#[cfg(target_arch = "bpf")]
+mod count;
 #[cfg(target_arch = "bpf")]
 mod flows;
 #[cfg(target_arch = "bpf")]

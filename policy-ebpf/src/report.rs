@@ -2,12 +2,14 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
-use policy_common::abi::{Counter, Direction, EndpointStat, endpoint_words, limits, meta_flags, meta_words};
+use policy_common::abi::{Direction, EndpointStat, endpoint_words, limits, meta_flags, meta_words};
 use policy_common::event::{Event, event_flags};
 use policy_common::verdict::Verdict;
 
 use crate::access::{Kernel, meta};
-use crate::maps::{COUNTERS, EPSTAT, EVENTS, RECENT, RECENT_EVENTS, RULE_HITS};
+use crate::bucket::{is_repeat, take};
+use crate::count::{add, count};
+use crate::maps::{EPSTAT, EVENTS, RULE_HITS};
 use crate::seen::Seen;
 use crate::skb::Skb;
 use policy_common::flow::Host;
@@ -29,23 +31,6 @@ struct Place {
 #[inline(always)]
 pub(crate) fn report_place(slot: u32, direction: Direction, family: u8) -> u32 {
     slot | (direction as u32) << 16 | (family as u32) << 18
-}
-
-/// Adds a packet to a counter of this CPU.
-#[inline(always)]
-fn add(counter: Option<*mut Counter>, bytes: u32) {
-    let Some(c) = counter else { return };
-    // SAFETY: this CPU's own element; tc programs of one CPU do not interrupt each other.
-    unsafe {
-        (*c).packets += 1;
-        (*c).bytes += bytes as u64;
-    }
-}
-
-/// Counts a packet by its reason.
-#[inline(always)]
-pub(crate) fn count(index: u32, bytes: u32) {
-    add(COUNTERS.get_ptr_mut(index), bytes);
 }
 
 /// Counts a packet that was judged by the tables or dropped, and reports a drop, or a new flow where that is wanted.
@@ -80,45 +65,11 @@ pub(crate) extern "C" fn report(context: *mut __sk_buff, word: u64, verdict: u64
     0
 }
 
-/// Whether the same was told in this tick already. First events may use up the bucket, repeats only half of it.
-#[inline(always)]
-fn is_repeat(place: &Place, seen: &Seen, verdict: Verdict) -> bool {
-    let what = (place.kernel.slot as u32) << 16 | verdict.class() as u32;
-    let which =
-        (verdict.reason_number() as u32) << 24 | (seen.protocol as u32) << 16 | seen.destination_port as u32;
-    let hash = (what.wrapping_mul(0x9e37_79b1) ^ which).wrapping_mul(0x85eb_ca6b);
-    let hash = hash ^ hash >> 15;
-    let signature = (place.now as u64) << 32 | hash as u64;
-    let Some(last) = RECENT.get_ptr_mut(hash & (RECENT_EVENTS - 1)) else { return true };
-    // SAFETY: this CPU's own element.
-    unsafe {
-        let same = *last == signature;
-        *last = signature;
-        same
-    }
-}
-
-/// Takes a token, keeping `reserve` tokens for others.
-#[inline(always)]
-fn take(stat: *mut EndpointStat, now: u32, limit: u32, reserve: u32) -> bool {
-    // SAFETY: this CPU's own element.
-    unsafe {
-        if (*stat).refilled != now {
-            (*stat).refilled = now;
-            (*stat).tokens = limit;
-        }
-        if (*stat).tokens <= reserve {
-            return false;
-        }
-        (*stat).tokens -= 1;
-    }
-    true
-}
-
 #[inline(always)]
 fn event(place: &Place, seen: &Seen, verdict: Verdict, stat: *mut EndpointStat) {
     let dropped = !verdict.passes();
-    let reserve = if is_repeat(place, seen, verdict) { ENDPOINT_EVENTS / 2 } else { 0 };
+    let reserve =
+        if is_repeat(place.kernel.slot, place.now, seen, verdict) { ENDPOINT_EVENTS / 2 } else { 0 };
     let Some(cpu) = EPSTAT.get_ptr_mut(0) else { return };
     if !take(stat, place.now, ENDPOINT_EVENTS, reserve) || !take(cpu, place.now, CPU_EVENTS, reserve) {
         // SAFETY: this CPU's own element.

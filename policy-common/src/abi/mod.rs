@@ -3,45 +3,10 @@
 //! All integers are in host order except addresses and ports inside packets (network order). Every type is `repr(C)`
 //! without padding; its size is asserted at the bottom of this file.
 
-/// Map limits. They are part of the ABI: the kernel object and the agent are built from the same numbers.
-pub mod limits {
-    /// Endpoint slots: local pods that can be hooked at the same time. Slot 0 is reserved for the node.
-    pub const ENDPOINTS: u32 = 1024;
-    /// Rows of the policy table: row 0 = not isolated, row 1 = closed, the rest are compiled.
-    pub const ROWS: u32 = 512;
-    /// Classes, hence columns of a row. Class 0 matches no atom.
-    pub const CLASSES: u32 = 4096;
-    /// Cells (u16) in one value of the policy array.
-    pub const CELLS_PER_VALUE: u32 = 32;
-    /// Values of the policy array.
-    pub const POLICY_VALUES: u32 = ROWS * CLASSES / CELLS_PER_VALUE;
-    /// Addresses known one by one, per family.
-    pub const HOSTS: u32 = 32_768;
-    /// Prefixes named by policies, per family.
-    pub const PREFIXES: u32 = 16_384;
-    /// Host words: one for each host and prefix slot of both families. Slot 0 is never used.
-    pub const HOST_INFO: u32 = 131_072;
-    /// Rule sets. 0 is reserved: isolated, nothing matched.
-    pub const RULE_SETS: u32 = 16_384;
-    /// Port intervals of all rule sets.
-    pub const INTERVALS: u32 = 131_072;
-    /// Intervals of one protocol in one rule set: what ten steps of a binary search can reach.
-    pub const INTERVALS_PER_SET: u32 = 1_023;
-    /// Local addresses of all endpoints (anti-spoofing, flow key).
-    pub const LOCALS: u32 = 4_096;
-    /// Datagrams in fragments whose ports are remembered.
-    pub const FRAGMENTS: u32 = 8_192;
-    /// Rules with a hit counter; higher rule ids share counter 0.
-    pub const RULE_HITS: u32 = 8_192;
-    /// Reasons with counters.
-    pub const REASONS: u32 = 64;
-    /// Bytes of the event ring.
-    pub const EVENT_RING: u32 = 1 << 20;
-    /// Values of the interface array; higher indexes go to the small hash.
-    pub const INTERFACES: u32 = 65_536;
-    /// Entries of the hash for interface indexes that collide in the array.
-    pub const INTERFACES_EXTRA: u32 = 1_024;
-}
+mod flows;
+pub mod limits;
+
+pub use flows::{Flow, FlowKey4, FlowKey6, Fragment, FragmentKey, LocalKey};
 
 /// Row 0: the endpoint is not isolated in that direction.
 pub const ROW_OPEN: u16 = 0;
@@ -320,119 +285,6 @@ impl Interval {
     pub const fn unpack(word: u64) -> Self {
         Self { low: word as u16, high: (word >> 16) as u16, outcome: Outcome((word >> 32) as u32) }
     }
-}
-
-/// Key of `LOCALS`: a further address of an endpoint. Its value is an index from 2 to 254, unique in the family.
-///
-/// The first address of each family stands in the endpoint's words and has index 1 without an entry here. An address
-/// that is not listed (also a link-local one) is not the pod's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct LocalKey {
-    /// Endpoint slot.
-    pub slot: u32,
-    /// 4 or 6.
-    pub family: u32,
-    /// Address in network order; an IPv4 address is in the first word, the rest is 0.
-    pub address: [u32; 4],
-}
-
-/// Key of an IPv4 flow, seen from the endpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct FlowKey4 {
-    /// Remote address, network order.
-    pub remote: u32,
-    /// Port of the pod; the identifier of an ICMP echo stands in both ports.
-    pub local_port: u16,
-    /// Port of the other side.
-    pub remote_port: u16,
-    /// IP protocol.
-    pub protocol: u8,
-    /// Index of the local address, see [`LocalKey`]; 255 = not an address of the pod.
-    pub local: u8,
-    /// Always 0.
-    pub pad: u16,
-}
-
-/// Key of an IPv6 flow, seen from the endpoint.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct FlowKey6 {
-    /// Remote address, network order.
-    pub remote: [u32; 4],
-    /// Port of the pod; the identifier of an ICMP echo stands in both ports.
-    pub local_port: u16,
-    /// Port of the other side.
-    pub remote_port: u16,
-    /// IP protocol.
-    pub protocol: u8,
-    /// Index of the local address, see [`LocalKey`]; 255 = not an address of the pod.
-    pub local: u8,
-    /// Always 0.
-    pub pad: u16,
-}
-
-/// State of a flow. `word` is {epoch 32, tag 18, action 4, opener 2, flags 8}: see the flow step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Flow {
-    /// Verdict, opener and epoch.
-    pub word: u64,
-    /// Tick of the last accepted packet.
-    pub seen: u32,
-    /// TCP state bits.
-    pub tcp: u8,
-    /// Sides that sent FIN.
-    pub fins: u8,
-    /// Reserved.
-    pub proxy_port: u16,
-    /// Deciding rule, 0 = none.
-    pub rule: u32,
-    /// Epoch at which the flow opened.
-    pub opened: u32,
-    /// Class of the remote address when the flow was judged last.
-    pub class: u16,
-    /// Rule set that judged the flow last.
-    pub rule_set: u16,
-    /// Reserved.
-    pub reserved: u32,
-}
-
-/// Key of `FRAGS`: a datagram in fragments.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct FragmentKey {
-    /// Endpoint id (never reused).
-    pub endpoint: u32,
-    /// Identification field.
-    pub id: u32,
-    /// IP protocol; 0 for IPv6, whose reassembly does not look at it.
-    pub protocol: u8,
-    /// [`Direction`] as a number.
-    pub direction: u8,
-    /// 4 or 6.
-    pub family: u16,
-    /// Source, network order.
-    pub source: [u32; 4],
-    /// Destination, network order.
-    pub destination: [u32; 4],
-}
-
-/// Value of `FRAGS`: the ports of the first fragment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Fragment {
-    /// Source port.
-    pub source_port: u16,
-    /// Destination port.
-    pub destination_port: u16,
-    /// Tick of the first fragment.
-    pub seen: u32,
-    /// Protocol of the first fragment, behind its extension headers.
-    pub protocol: u8,
-    /// Always 0.
-    pub pad: [u8; 3],
 }
 
 /// Value of `EPSTAT`, per CPU and slot: token bucket of events and what it held back.

@@ -1,0 +1,114 @@
+//! Keys and values of the maps that hold state: flows, fragments, and the local addresses they are kept by.
+
+/// Key of `LOCALS`: a further address of an endpoint. Its value is an index from 2 to 254, unique in the family.
+///
+/// The first address of each family stands in the endpoint's words and has index 1 without an entry here. An address
+/// that is not listed (also a link-local one) is not the pod's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct LocalKey {
+    /// Endpoint slot.
+    pub slot: u32,
+    /// 4 or 6.
+    pub family: u32,
+    /// Address in network order; an IPv4 address is in the first word, the rest is 0.
+    pub address: [u32; 4],
+}
+
+/// Key of an IPv4 flow, seen from the endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct FlowKey4 {
+    /// Remote address, network order.
+    pub remote: u32,
+    /// Port of the pod; the identifier of an ICMP echo stands in both ports.
+    pub local_port: u16,
+    /// Port of the other side.
+    pub remote_port: u16,
+    /// IP protocol.
+    pub protocol: u8,
+    /// Index of the local address, see [`LocalKey`]; 255 = not an address of the pod.
+    pub local: u8,
+    /// Always 0.
+    pub pad: u16,
+}
+
+/// Key of an IPv6 flow, seen from the endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct FlowKey6 {
+    /// Remote address, network order.
+    pub remote: [u32; 4],
+    /// Port of the pod; the identifier of an ICMP echo stands in both ports.
+    pub local_port: u16,
+    /// Port of the other side.
+    pub remote_port: u16,
+    /// IP protocol.
+    pub protocol: u8,
+    /// Index of the local address, see [`LocalKey`]; 255 = not an address of the pod.
+    pub local: u8,
+    /// Always 0.
+    pub pad: u16,
+}
+
+/// State of a flow. `word` is {epoch 32, tag 18, action 4, opener 2, flags 8}: see the flow step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Flow {
+    /// Verdict, opener and epoch.
+    pub word: u64,
+    /// Tick of the last accepted packet.
+    pub seen: u32,
+    /// TCP state bits.
+    pub tcp: u8,
+    /// Sides that sent FIN.
+    pub fins: u8,
+    /// Reserved.
+    pub proxy_port: u16,
+    /// Deciding rule, 0 = none.
+    pub rule: u32,
+    /// Epoch at which the flow opened.
+    pub opened: u32,
+    /// Class of the remote address when the flow was judged last.
+    pub class: u16,
+    /// Rule set that judged the flow last.
+    pub rule_set: u16,
+    /// Reserved.
+    pub reserved: u32,
+}
+
+/// Key of `FRAGS`: a datagram in fragments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct FragmentKey {
+    /// Endpoint id (never reused).
+    pub endpoint: u32,
+    /// Identification field.
+    pub id: u32,
+    /// IP protocol; 0 for IPv6, whose reassembly does not look at it.
+    pub protocol: u8,
+    /// [`super::Direction`] as a number.
+    pub direction: u8,
+    /// 4 or 6.
+    pub family: u16,
+    /// Source, network order.
+    pub source: [u32; 4],
+    /// Destination, network order.
+    pub destination: [u32; 4],
+}
+
+/// Value of `FRAGS`: the ports of the first fragment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Fragment {
+    /// Source port.
+    pub source_port: u16,
+    /// Destination port.
+    pub destination_port: u16,
+    /// Tick of the first fragment.
+    pub seen: u32,
+    /// Protocol of the first fragment, behind its extension headers.
+    pub protocol: u8,
+    /// Always 0.
+    pub pad: [u8; 3],
+}
