@@ -21,7 +21,8 @@ pub fn run() -> Result<bool> {
     println!(
         "A node of network namespaces: pods with a /32 and a link of their own, as the ptp plugin makes them."
     );
-    println!("In its middle runs policy-agent, on a folder of manifests.\n");
+    println!("In its middle runs policy-agent, on a folder of manifests.");
+    println!("Tables show expected/seen: + passes, . is dropped, ! in between where they differ.\n");
     let mut told = Told::new(Wire::start(Topology::Ptp).context("start the node and its agent")?);
     let mut good = true;
     for name in TOUR {

@@ -59,38 +59,45 @@ impl Told {
     }
 }
 
-/// One grid per port: sources down, destinations across.
+/// One grid per port: sources down, destinations across, by their numbers.
 fn grids(asked: &[(&Expected, bool)]) {
-    let mut ports: BTreeMap<String, Vec<(&Pair, bool, bool)>> = BTreeMap::new();
+    let mut ports: BTreeMap<String, BTreeMap<(&str, &str), (bool, bool)>> = BTreeMap::new();
+    let mut names: BTreeSet<&str> = BTreeSet::new();
     for (expected, allow) in asked {
-        let pair = &expected.pair;
-        let port = format!("{} {:?}", pair.port, pair.family);
-        ports.entry(port).or_default().push((pair, expected.allow, *allow));
+        let Pair { from, to, port, family } = &expected.pair;
+        names.extend([from.as_str(), to.as_str()]);
+        let cells = ports.entry(format!("{port} {family:?}")).or_default();
+        cells.insert((from, to), (expected.allow, *allow));
     }
+    let width = names.iter().map(|name| name.len()).max().unwrap_or(0);
     for (port, cells) in ports {
-        let from: BTreeSet<&str> = cells.iter().map(|(pair, ..)| pair.from.as_str()).collect();
-        let to: BTreeSet<&str> = cells.iter().map(|(pair, ..)| pair.to.as_str()).collect();
-        let found: BTreeMap<(&str, &str), (bool, bool)> =
-            cells.iter().map(|(p, e, s)| ((p.from.as_str(), p.to.as_str()), (*e, *s))).collect();
-        println!("   {port}  expected/seen: + passes, . dropped");
-        let width = from.iter().map(|name| name.len()).max().unwrap_or(0);
-        let head: Vec<String> = to.iter().map(|name| (*name).to_owned()).collect();
-        println!("   {:width$}  {}", "", head.join("  "));
-        for source in from {
-            let row = to
-                .iter()
-                .map(|target| format!("{:w$}", cell(found.get(&(source, *target))), w = target.len()));
-            println!("   {source:width$}  {}", row.collect::<Vec<_>>().join("  "));
+        println!(
+            "   {port}, to:{:w$}{}",
+            "",
+            header(names.len()),
+            w = (width + 4).saturating_sub(port.len() + 2)
+        );
+        for (n, source) in names.iter().enumerate() {
+            let row: Vec<&str> = names.iter().map(|target| cell(cells.get(&(*source, *target)))).collect();
+            if cells.keys().any(|(from, _)| from == source) {
+                println!("   {:>3} {source:width$}  {}", n + 1, row.join(" ").trim_end());
+            }
         }
     }
 }
 
-fn cell(found: Option<&(bool, bool)>) -> String {
-    let sign = |passes: bool| if passes { '+' } else { '.' };
+fn header(count: usize) -> String {
+    (1..=count).map(|n| format!("{n:<4}")).collect()
+}
+
+/// Expected and seen.
+fn cell(found: Option<&(bool, bool)>) -> &'static str {
     match found {
-        Some((expected, seen)) if expected == seen => format!("{}/{}", sign(*expected), sign(*seen)),
-        Some((expected, seen)) => format!("{}/{} !", sign(*expected), sign(*seen)),
-        None => " ".to_owned(),
+        Some((true, true)) => "+/+",
+        Some((false, false)) => "./.",
+        Some((true, false)) => "+!.",
+        Some((false, true)) => ".!+",
+        None => "   ",
     }
 }
 
