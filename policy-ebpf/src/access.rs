@@ -3,7 +3,7 @@
 use core::ptr::read_volatile;
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
-use policy_common::abi::{TICK_SHIFT, limits};
+use policy_common::abi::{TICK_SHIFT, endpoint_words, limits};
 use policy_common::flow::Host;
 
 use crate::maps::{EP, IFACE, IFACE_X, META};
@@ -13,8 +13,10 @@ use crate::skb::Skb;
 pub(crate) struct Kernel {
     pub(crate) skb: Skb,
     pub(crate) slot: u16,
+    /// 0, but the verifier does not know: what is added to it is any number from then on, so the paths that led there
+    /// join instead of being walked one by one to the end.
+    pub(crate) zero: u64,
     endpoint: *const u64,
-    zero: u64,
 }
 
 impl Kernel {
@@ -22,7 +24,9 @@ impl Kernel {
     #[inline(always)]
     pub(crate) fn new(skb: Skb, slot: u16) -> Option<Self> {
         let endpoint = EP.get_ptr(slot as u32)?.cast();
-        Some(Self { skb, slot, endpoint, zero: skb.unknown_zero() })
+        let mut kernel = Self { skb, slot, endpoint, zero: 0 };
+        kernel.zero = kernel.endpoint(endpoint_words::ZERO);
+        Some(kernel)
     }
 }
 
@@ -79,6 +83,6 @@ impl Host for Kernel {
     }
     #[inline(always)]
     fn forget(&self, value: u64) -> u64 {
-        value ^ self.zero
+        value.wrapping_add(self.zero)
     }
 }

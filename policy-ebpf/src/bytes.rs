@@ -12,10 +12,10 @@ pub(crate) struct Direct {
 }
 
 impl Direct {
-    /// The linear part as it is now; void after [`Skb::pull`].
+    /// The linear part as it is now; void after [`Skb::pull_more`]. `zero` is a 0 of which the verifier knows nothing.
     #[inline(always)]
-    pub(crate) fn new(skb: Skb) -> Self {
-        Self { data: skb.data() as usize, end: skb.data_end() as usize, zero: skb.unknown_zero() as u32 }
+    pub(crate) fn new(skb: Skb, zero: u64) -> Self {
+        Self { data: skb.data() as usize, end: skb.data_end() as usize, zero: zero as u32 }
     }
 }
 
@@ -43,6 +43,7 @@ impl Bytes for Direct {
 
     #[inline(always)]
     fn forget(&self, value: u32) -> u32 {
-        value ^ self.zero
+        // A sum, so that a mask behind it stays behind it: of an exclusive or LLVM masks both sides instead.
+        value.wrapping_add(self.zero)
     }
 }

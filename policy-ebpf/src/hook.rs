@@ -31,10 +31,10 @@ const PULL: u32 = 256;
 const FOUND: u64 = 1 << 8;
 /// ARP passes.
 const ARP: u64 = 1 << 9;
-/// An IPv4 packet in the scratch value.
-const SLOW4: u64 = 1 << 10;
-/// An IPv6 packet in the scratch value.
-const SLOW6: u64 = 1 << 11;
+/// A packet in the scratch value, of the family in the low bits.
+const SLOW: u64 = 1 << 10;
+const SLOW4: u64 = SLOW | 4;
+const SLOW6: u64 = SLOW | 6;
 
 /// The functions of one direction.
 macro_rules! direction {
@@ -47,7 +47,7 @@ macro_rules! direction {
             let skb = Skb::from_raw(context);
             let refused = Reason::Internal as u64;
             let Some(kernel) = Kernel::new(skb, slot as u16) else { return refused };
-            let bytes = Direct::new(skb);
+            let bytes = Direct::new(skb, kernel.zero);
             match link(&bytes) {
                 Ok(Link::Arp) => ARP,
                 Ok(Link::Ip4) => match parse4(&bytes, ETHERNET_HEADER) {
@@ -112,11 +112,7 @@ macro_rules! direction {
                 reason => Verdict(reason << 4),
             };
             if verdict.is_counted() || !verdict.passes() {
-                let family = match found {
-                    SLOW4 => 4,
-                    SLOW6 => 6,
-                    _ => 0,
-                };
+                let family = if found & SLOW != 0 { found as u8 } else { 0 };
                 report(skb.raw(), word, verdict.0, report_place(slot, $direction, family));
             }
             if verdict.passes() { pass(&kernel, $direction, verdict.opener()) } else { SHOT }
@@ -127,7 +123,10 @@ macro_rules! direction {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $name(context: *mut __sk_buff, word: u64, slot: u32) -> u64 {
-            let kernel = Kernel::new(Skb::from_raw(context), slot as u16);
+            let skb = Skb::from_raw(context);
+            // An argument that is never read would not be passed, and the verifier misses it.
+            skb.len();
+            let kernel = Kernel::new(skb, slot as u16);
             let (Some(kernel), Some(scratch)) = (kernel, scratch()) else { return (Reason::Internal as u64) << 4 };
             let mut packet = scratch.$packet;
             let verdict = decide_slowly::<$family, Kernel>(&kernel, word, $direction, &mut packet);

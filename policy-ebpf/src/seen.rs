@@ -56,7 +56,7 @@ impl Seen {
     fn of_frame(skb: Skb) -> Self {
         let (mut source, mut destination) = ([0; 4], [0; 4]);
         let (mut family, mut protocol) = (0, 0);
-        let bytes = Direct::new(skb);
+        let bytes = Direct::new(skb, 0);
         match link(&bytes) {
             Ok(Link::Ip4) => {
                 if let Some([_, _, word, from, to]) = bytes.words(ETHERNET_HEADER) {

@@ -72,12 +72,6 @@ impl Skb {
         mark: mark
     );
 
-    /// 0, without the verifier knowing: a length has no sign. What is combined with it is any number from then on, so
-    /// the paths that led there join instead of being walked one by one to the end.
-    #[inline(always)]
-    pub(crate) fn unknown_zero(self) -> u64 {
-        (self.len() as i32 >> 31) as u64
-    }
     /// Sets the tag.
     #[inline(always)]
     pub(crate) fn set_tc_index(self, value: u32) {

@@ -96,8 +96,8 @@ pub mod endpoint_words {
     pub const ADDRESS6_LOW: u32 = 5;
     /// {interface index 32, reserved 32}.
     pub const INTERFACE: u32 = 6;
-    /// Reserved.
-    pub const RESERVED: u32 = 7;
+    /// Always 0. The programs add it to numbers whose range the verifier has to forget.
+    pub const ZERO: u32 = 7;
     /// Number of words.
     pub const COUNT: u32 = 8;
 }

@@ -1,3 +1,4 @@
 //! The kernel's side in memory: the same maps, refusing what the kernel's rules forbid.
 
+pub mod datapath;
 pub mod tables;

@@ -1,0 +1,365 @@
+//! The kernel's hooks in memory: raw frames, judged by the code that the kernel object is made of.
+//!
+//! What it leaves out is what bounds the kernel and not the verdict: LRU maps never evict, buckets never hold an event
+//! back.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use policy_common::abi::{
+    Direction, EndpointWord, Flow, FlowKey4, FlowKey6, Fragment, FragmentKey, HostWord, LocalKey, Outcome,
+    ROW_OPEN, address_words, endpoint_words, meta_flags, meta_words, tag,
+};
+use policy_common::decide::decide;
+use policy_common::event::{Event, event_flags};
+use policy_common::family::{Family, V4, V6};
+use policy_common::flow::{FlowMaps, Host};
+use policy_common::judge::Judge;
+use policy_common::packet::{ETHERNET_HEADER, Link, Packet, Slice, facts, link, parse4, parse6, protocol};
+use policy_common::reason::Reason;
+use policy_common::verdict::Verdict;
+
+use super::tables::MemTables;
+use crate::address;
+
+/// An endpoint as it is made: what stands in its words beside rows and epoch.
+#[derive(Clone, Debug, Default)]
+pub struct MemEndpoint {
+    /// Id, in events.
+    pub id: u32,
+    /// Interface of the hook, in events.
+    pub ifindex: u32,
+    /// Bits of [`policy_common::abi::endpoint_config`].
+    pub config: u16,
+    /// Uses of the slot.
+    pub generation: u16,
+    /// Its addresses. The first of each family is the main one.
+    pub addresses: Vec<IpAddr>,
+    /// Tick at which its pick-up window ends, 0 = it has none.
+    pub pickup_until: u32,
+    /// Epoch from which on flows are kept, with the configuration bit that says so.
+    pub keep_from: u32,
+}
+
+/// How a packet came to the hook.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Way {
+    /// Interface on which it came in, 0 = made on the node.
+    pub ingress_ifindex: u32,
+    /// Whether a socket of the node owns it.
+    pub socket: bool,
+    /// Its tag.
+    pub tag: u16,
+    /// Whether a VLAN tag stands in its metadata.
+    pub vlan: bool,
+}
+
+/// What became of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// Whether it passed.
+    pub passes: bool,
+    /// The verdict; `None` for ARP and for frames that nobody judges.
+    pub verdict: Option<Verdict>,
+    /// Its tag behind the hook.
+    pub tag: u16,
+    /// What the kernel would report, without time and number.
+    pub event: Option<Event>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct State {
+    endpoint: MemEndpoint,
+    locals: HashMap<LocalKey, u32>,
+    flows4: HashMap<FlowKey4, Flow>,
+    flows6: HashMap<FlowKey6, Flow>,
+}
+
+/// Endpoints, their flows and fragments, over the policy tables.
+#[derive(Clone, Debug)]
+pub struct MemDatapath {
+    /// The tables: plans are applied here.
+    pub tables: MemTables,
+    /// Words of `META`.
+    pub meta: [u64; meta_words::COUNT as usize],
+    endpoints: BTreeMap<u16, State>,
+    fragments: HashMap<FragmentKey, Fragment>,
+}
+
+impl MemDatapath {
+    /// A datapath without endpoints.
+    #[must_use]
+    pub fn new(tables: MemTables) -> Self {
+        let meta = [0; meta_words::COUNT as usize];
+        Self { tables, meta, endpoints: BTreeMap::new(), fragments: HashMap::new() }
+    }
+
+    /// Makes or changes an endpoint. Its flows stay if its id does.
+    pub fn set_endpoint(&mut self, slot: u16, endpoint: MemEndpoint) {
+        let state = self.endpoints.entry(slot).or_default();
+        if state.endpoint.id != endpoint.id {
+            *state = State::default();
+        }
+        state.locals.clear();
+        let mut next = [2, 2];
+        for (index, a) in endpoint.addresses.iter().enumerate() {
+            if endpoint.addresses[..index].iter().any(|b| b.is_ipv4() == a.is_ipv4()) {
+                let family = usize::from(a.is_ipv6());
+                state.locals.insert(local_key(slot, *a), next[family]);
+                next[family] += 1;
+            }
+        }
+        state.endpoint = endpoint;
+    }
+
+    /// Forgets an endpoint and its flows.
+    pub fn remove_endpoint(&mut self, slot: u16) {
+        self.endpoints.remove(&slot);
+        self.tables.forget_endpoint(slot);
+    }
+
+    /// Number of recorded flows of an endpoint.
+    #[must_use]
+    pub fn flows(&self, slot: u16) -> usize {
+        self.endpoints.get(&slot).map_or(0, |s| s.flows4.len() + s.flows6.len())
+    }
+
+    /// Judges a frame at the endpoint's hook, at tick `now`.
+    pub fn judge_packet(
+        &mut self,
+        slot: u16,
+        direction: Direction,
+        way: &Way,
+        frame: &[u8],
+        now: u32,
+    ) -> Judged {
+        // From a pod nobody's tag counts.
+        let tag = if direction == Direction::Egress { 0 } else { way.tag };
+        let Some(state) = self.endpoints.get_mut(&slot) else {
+            return Judged { passes: true, verdict: None, tag, event: None };
+        };
+        let word = self.tables.endpoint(slot).unwrap_or_default().pack();
+        let view = View {
+            tables: &self.tables,
+            meta: &self.meta,
+            slot,
+            tag,
+            process: way.ingress_ifindex == 0 && way.socket,
+            now,
+            word,
+            state: RefCell::new(state),
+            fragments: RefCell::new(&mut self.fragments),
+        };
+        view.hook(direction, way.vlan, frame)
+    }
+}
+
+fn local_key(slot: u16, a: IpAddr) -> LocalKey {
+    let (family, address) = match a {
+        IpAddr::V4(a) => (4, V4::wide(&address::word4(a))),
+        IpAddr::V6(a) => (6, address::words6(a)),
+    };
+    LocalKey { slot: slot.into(), family, address }
+}
+
+/// One packet at one endpoint.
+struct View<'a> {
+    tables: &'a MemTables,
+    meta: &'a [u64; meta_words::COUNT as usize],
+    slot: u16,
+    tag: u16,
+    process: bool,
+    now: u32,
+    word: u64,
+    state: RefCell<&'a mut State>,
+    fragments: RefCell<&'a mut HashMap<FragmentKey, Fragment>>,
+}
+
+impl View<'_> {
+    fn hook(&self, direction: Direction, vlan: bool, frame: &[u8]) -> Judged {
+        let bytes = Slice(frame);
+        let reason = match link(&bytes) {
+            _ if vlan => Reason::VlanTagged,
+            Ok(Link::Arp) => return self.passed(None),
+            Ok(Link::Ip4) => match parse4(&bytes, ETHERNET_HEADER) {
+                Ok(packet) => return self.judge::<V4>(direction, packet, frame.len()),
+                Err(reason) => reason,
+            },
+            Ok(Link::Ip6) => match parse6(&bytes, ETHERNET_HEADER) {
+                Ok(packet) => return self.judge::<V6>(direction, packet, frame.len()),
+                Err(reason) => reason,
+            },
+            Err(reason) => reason,
+        };
+        let verdict = Verdict::plain(reason);
+        if EndpointWord::unpack(self.word).row(direction) == ROW_OPEN {
+            return self.passed(None);
+        }
+        let event = self.event(direction, verdict, frame.len());
+        Judged { passes: false, verdict: Some(verdict), tag: self.tag, event: Some(event) }
+    }
+
+    fn passed(&self, verdict: Option<Verdict>) -> Judged {
+        Judged { passes: true, verdict, tag: self.tag, event: None }
+    }
+
+    fn judge<F: Family>(&self, direction: Direction, packet: Packet<F::Address>, length: usize) -> Judged
+    where
+        Self: Judge<F> + FlowMaps<F>,
+    {
+        let mut packet = packet;
+        let verdict = decide::<F, Self>(self, self.word, direction, &mut packet);
+        let mut judged = self.passed(Some(verdict));
+        judged.passes = verdict.passes();
+        if verdict.passes() && direction == Direction::Egress && verdict.opener() != Direction::Ingress as u8
+        {
+            judged.tag = tag::new(self.slot, self.state.borrow().endpoint.generation);
+        }
+        let wanted = self.meta[meta_words::FLAGS as usize] & meta_flags::VERDICTS != 0;
+        if !verdict.passes() || wanted && verdict.is_recorded() {
+            let icmp = packet.is(facts::ERROR) || matches!(packet.protocol, protocol::ICMP | protocol::ICMP6);
+            let mut flags = if verdict.passes() { event_flags::VERDICT } else { 0 };
+            if packet.is(facts::FIRST_FRAGMENT | facts::LATER_FRAGMENT) {
+                flags |= event_flags::FRAGMENT;
+            }
+            if packet.is(facts::ERROR) {
+                flags |= event_flags::ICMP_INNER;
+            }
+            judged.event = Some(Event {
+                source: F::wide(&packet.source),
+                destination: F::wide(&packet.destination),
+                source_port: packet.source_port,
+                destination_port: packet.destination_port,
+                family: F::NUMBER,
+                protocol: packet.protocol,
+                tcp_flags: packet.flags,
+                icmp_code: if icmp { packet.code } else { 0 },
+                flags,
+                ..self.event(direction, verdict, length)
+            });
+        }
+        judged
+    }
+
+    fn event(&self, direction: Direction, verdict: Verdict, length: usize) -> Event {
+        let state = self.state.borrow();
+        Event {
+            word: self.word,
+            endpoint: state.endpoint.id,
+            ifindex: state.endpoint.ifindex,
+            rule: verdict.rule(),
+            length: u32::try_from(length).unwrap_or(u32::MAX),
+            slot: self.slot,
+            class: verdict.class(),
+            rule_set: verdict.rule_set(),
+            tag: self.tag,
+            direction: direction as u8,
+            reason: verdict.reason_number(),
+            opener: verdict.opener(),
+            ..Event::default()
+        }
+    }
+}
+
+impl Host for View<'_> {
+    fn slot(&self) -> u16 {
+        self.slot
+    }
+    fn endpoint(&self, word: u32) -> u64 {
+        let endpoint = &self.state.borrow().endpoint;
+        let main4 =
+            || endpoint.addresses.iter().find_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
+        let main6 =
+            || endpoint.addresses.iter().find_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
+        match word {
+            endpoint_words::POLICY => self.word,
+            endpoint_words::KEEP => endpoint.keep_from.into(),
+            endpoint_words::IDENTITY => {
+                u64::from(endpoint.id)
+                    | u64::from(endpoint.config) << 32
+                    | u64::from(endpoint.generation) << 48
+            }
+            endpoint_words::ADDRESS4 => {
+                u64::from(main4().map_or(0, address::word4)) | u64::from(endpoint.pickup_until) << 32
+            }
+            endpoint_words::ADDRESS6_HIGH => main6().map_or(0, |a| address_words(a.octets()).0),
+            endpoint_words::ADDRESS6_LOW => main6().map_or(0, |a| address_words(a.octets()).1),
+            endpoint_words::INTERFACE => endpoint.ifindex.into(),
+            _ => 0,
+        }
+    }
+    fn meta(&self, word: u32) -> u64 {
+        self.meta.get(word as usize).copied().unwrap_or(0)
+    }
+    fn now(&self) -> u32 {
+        self.now
+    }
+    fn tag(&self) -> u16 {
+        self.tag
+    }
+    fn made_by_own_process(&self) -> bool {
+        self.process
+    }
+}
+
+macro_rules! family {
+    ($family:ty, $key:ty, $flows:ident) => {
+        impl Judge<$family> for View<'_> {
+            fn classify(&self, address: &<$family as Family>::Address) -> HostWord {
+                Judge::<$family>::classify(self.tables, address)
+            }
+            fn look_up(&self, row: u16, class: u16, protocol: u8, port: u16) -> (u16, Outcome) {
+                Judge::<$family>::look_up(self.tables, row, class, protocol, port)
+            }
+        }
+
+        impl FlowMaps<$family> for View<'_> {
+            type Handle = $key;
+            fn find(&self, key: &$key) -> Option<$key> {
+                self.state.borrow().$flows.contains_key(key).then_some(*key)
+            }
+            fn word(&self, entry: $key) -> u64 {
+                self.state.borrow().$flows[&entry].word
+            }
+            fn state(&self, entry: $key) -> u64 {
+                let flow = self.state.borrow().$flows[&entry];
+                u64::from(flow.seen)
+                    | u64::from(flow.tcp) << 32
+                    | u64::from(flow.fins) << 40
+                    | u64::from(flow.proxy_port) << 48
+            }
+            fn origin(&self, entry: $key) -> u64 {
+                let flow = self.state.borrow().$flows[&entry];
+                u64::from(flow.rule) | u64::from(flow.opened) << 32
+            }
+            fn judged(&self, entry: $key) -> u64 {
+                let flow = self.state.borrow().$flows[&entry];
+                u64::from(flow.class) | u64::from(flow.rule_set) << 16
+            }
+            fn touch(&self, entry: $key, state: u64) {
+                if let Some(flow) = self.state.borrow_mut().$flows.get_mut(&entry) {
+                    flow.seen = state as u32;
+                    flow.tcp = (state >> 32) as u8;
+                    flow.fins = (state >> 40) as u8;
+                    flow.proxy_port = (state >> 48) as u16;
+                }
+            }
+            fn put(&self, key: &$key, flow: &Flow) {
+                self.state.borrow_mut().$flows.insert(*key, *flow);
+            }
+            fn local(&self, key: &LocalKey) -> u32 {
+                self.state.borrow().locals.get(key).copied().unwrap_or(0)
+            }
+            fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+                self.fragments.borrow().get(key).copied()
+            }
+            fn put_fragment(&self, key: &FragmentKey, value: &Fragment) {
+                self.fragments.borrow_mut().insert(*key, *value);
+            }
+        }
+    };
+}
+
+family!(V4, FlowKey4, flows4);
+family!(V6, FlowKey6, flows6);
