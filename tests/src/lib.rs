@@ -10,4 +10,5 @@ pub mod pins;
 pub mod pkt;
 pub mod probe;
 pub mod scenario;
+pub mod test_run;
 pub mod verifier;

@@ -1,0 +1,112 @@
+//! The product's maps and programs without an interface: frames judged by `BPF_PROG_TEST_RUN`.
+
+use crate::{net::Netns, pins::PinDir};
+use anyhow::{Context, Result, bail};
+use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
+use aya_obj::generated::{bpf_attr, bpf_cmd};
+use policy_agent::datapath::{
+    Config, Datapath, Endpoint, IN_PROGRAM, OBJECT, OUT_PROGRAM, load, spec::MapId,
+};
+use policy_common::abi::Direction;
+use std::{
+    io,
+    mem::zeroed,
+    net::IpAddr,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+/// `BPF_PROG_TEST_RUN` runs on the loopback interface unless told otherwise.
+const LOOPBACK: u32 = 1;
+/// An interface that is not the hook's: the packet came in there, so no process of the node made it.
+const OTHER_INTERFACE: u32 = 2;
+
+/// Maps under pins of their own, and both programs; they go on drop.
+pub struct TestRun {
+    /// The maps.
+    pub datapath: Datapath,
+    programs: Ebpf,
+    // Before 5.15 the kernel refuses to be told where a packet came in.
+    tells_interface: bool,
+    _pins: PinDir,
+}
+
+impl TestRun {
+    /// Empty maps and verified programs.
+    pub fn new() -> Result<Self> {
+        let ns = Arc::new(Netns::of_this_thread()?);
+        let pins = PinDir::new(&ns)?;
+        let datapath = load(&Config::new(pins.path()), OBJECT).context("load the datapath")?;
+        let paths: Vec<_> =
+            MapId::ALL.iter().map(|id| (id.spec().name, datapath.executor.pins().map(*id))).collect();
+        let mut loader = EbpfLoader::new();
+        for (name, path) in &paths {
+            loader.map_pin_path(name, path.as_path());
+        }
+        let mut programs = loader.load(OBJECT).context("load the object")?;
+        for name in [IN_PROGRAM, OUT_PROGRAM] {
+            let program: &mut SchedClassifier =
+                programs.program_mut(name).context("no such program")?.try_into()?;
+            program.load().with_context(|| format!("load program '{name}'"))?;
+        }
+        let version = aya::util::KernelVersion::current().context("which kernel is this")?;
+        let tells_interface = version >= aya::util::KernelVersion::new(5, 15, 0);
+        Ok(Self { datapath, programs, tells_interface, _pins: pins })
+    }
+
+    /// Makes an endpoint with these addresses.
+    pub fn add_endpoint(&self, slot: u16, id: u32, addresses: &[IpAddr]) -> Result<()> {
+        Ok(self.datapath.executor.create_endpoint(&Endpoint {
+            slot,
+            id,
+            ifindex: LOOPBACK,
+            addresses: addresses.to_vec(),
+            config: 0,
+            pickup: Duration::ZERO,
+        })?)
+    }
+
+    /// Whether packets can be shown to come from elsewhere than the node's own processes.
+    pub fn tells_interface(&self) -> bool {
+        self.tells_interface
+    }
+
+    /// Whether the frame passes the endpoint's hook.
+    pub fn passes(&self, slot: u16, direction: Direction, frame: &[u8]) -> Result<bool> {
+        self.datapath.executor.set_interface(LOOPBACK, slot)?;
+        let name = if direction == Direction::Ingress { IN_PROGRAM } else { OUT_PROGRAM };
+        let program = self.programs.program(name).context("no such program")?;
+        let program: &SchedClassifier = program.try_into()?;
+        match run(program.fd()?.as_fd(), frame, self.tells_interface)
+            .with_context(|| format!("run {name}"))?
+        {
+            u32::MAX => Ok(true),
+            2 => Ok(false),
+            other => bail!("{name} returned {other}"),
+        }
+    }
+}
+
+fn run(program: BorrowedFd<'_>, frame: &[u8], tells_interface: bool) -> io::Result<u32> {
+    // The first fields of struct __sk_buff; the kernel takes the rest as zeroes.
+    let mut context = [0u32; 11];
+    context[9] = if tells_interface { OTHER_INTERFACE } else { 0 };
+    context[10] = LOOPBACK;
+    // SAFETY: the union consists of integers: all zeroes is a valid value of each of its parts.
+    let mut attr: bpf_attr = unsafe { zeroed() };
+    attr.test.prog_fd = program.as_raw_fd() as u32;
+    attr.test.data_in = frame.as_ptr() as u64;
+    attr.test.data_size_in = frame.len() as u32;
+    attr.test.ctx_in = context.as_ptr() as u64;
+    attr.test.ctx_size_in = size_of_val(&context) as u32;
+    attr.test.repeat = 1;
+    let command = bpf_cmd::BPF_PROG_TEST_RUN as u32;
+    // SAFETY: the attribute and what it points to outlive the call, with the sizes given.
+    let done = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<bpf_attr>()) };
+    if done < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: all parts of the union are plain integers; the kernel wrote the result.
+    Ok(unsafe { attr.test.retval })
+}
