@@ -59,9 +59,12 @@ impl Told {
     }
 }
 
+/// Expected and seen, by source and destination.
+type Grid<'a> = BTreeMap<(&'a str, &'a str), (bool, bool)>;
+
 /// One grid per port: sources down, destinations across, by their numbers.
 fn grids(asked: &[(&Expected, bool)]) {
-    let mut ports: BTreeMap<String, BTreeMap<(&str, &str), (bool, bool)>> = BTreeMap::new();
+    let mut ports: BTreeMap<String, Grid<'_>> = BTreeMap::new();
     let mut names: BTreeSet<&str> = BTreeSet::new();
     for (expected, allow) in asked {
         let Pair { from, to, port, family } = &expected.pair;
