@@ -1,7 +1,7 @@
 //! Every scenario on the back ends that need neither root nor kernel.
 
 use policy_tests::{
-    backend::{self, Backend, Compiled, Evaluator},
+    backend::{self, Backend, Evaluator, Memory},
     scenario::{self, Action, Case, Kind},
 };
 use std::path::PathBuf;
@@ -12,8 +12,8 @@ fn the_evaluator_agrees_with_every_truth_table() {
 }
 
 #[test]
-fn the_compiled_tables_agree_with_every_truth_table() {
-    agrees(scenario::all().unwrap(), || Box::new(Compiled::new()));
+fn the_datapath_in_memory_agrees_with_every_truth_table() {
+    agrees(scenario::all().unwrap(), || Box::new(Memory::new()));
 }
 
 /// A truth table that holds without one of the scenario's policies does not show what that policy does.

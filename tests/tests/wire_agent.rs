@@ -210,3 +210,17 @@ fn programs(lab: &Lab, links: &[String]) -> usize {
         links.iter().map(|link| count(link, TcAttachType::Ingress) + count(link, TcAttachType::Egress)).sum()
     })
 }
+
+#[test]
+fn a_kind_of_another_product_is_reported_and_changes_nothing() {
+    let mut lab = Lab::new(Topology::Ptp, CLUSTER).unwrap();
+    lab.policy(FROM_B).unwrap();
+    lab.act("[{file: seeds/cilium-l7-policy.yaml}]").unwrap();
+    let status = lab.agent().ctl(["status", "--output", "json"]).unwrap();
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+    let told = status["problems"].as_array().into_iter().flatten();
+    let named = told.filter(|problem| problem["object"] == "CiliumNetworkPolicy production/l7-policy");
+    assert_eq!(named.count(), 1, "{status:#}");
+    lab.expect("x/b", "x/a", "TCP/80", true);
+    lab.expect("x/c", "x/a", "TCP/80", false);
+}

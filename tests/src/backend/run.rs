@@ -61,6 +61,14 @@ pub trait Backend {
 /// Places by name.
 pub type Places = BTreeMap<String, Place>;
 
+/// In which order pairs are asked, in two groups. A protocol without ports has one flow for both ends: whoever opens it
+/// first lets the other answer. So what must stay silent is asked before anybody else may speak.
+pub(super) fn in_order(pairs: &[Expected]) -> [Vec<usize>; 2] {
+    let portless = |e: &Expected| matches!(e.pair.port.transport, Transport::Other(_));
+    let (first, rest) = (0..pairs.len()).partition(|n| portless(&pairs[*n]) && !pairs[*n].allow);
+    [first, rest]
+}
+
 /// Runs all steps; the result lists every difference, one a line. An error is a scenario that cannot run.
 pub fn run(case: &Case, backend: &mut dyn Backend) -> Result<Vec<String>> {
     let mut state = State::new(case)?;

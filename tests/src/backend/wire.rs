@@ -2,7 +2,7 @@
 
 use super::{
     objects::{Change, Id, Objects},
-    run::{Backend, Places, Seen},
+    run::{Backend, Places, Seen, in_order},
 };
 use crate::{
     agent::Agent,
@@ -249,13 +249,8 @@ impl Backend for Wire {
 
     fn probe(&mut self, places: &Places, pairs: &[Expected], size: Option<usize>) -> Result<Vec<Seen>> {
         self.listen(places, pairs.iter().map(|expected| expected.pair.clone()))?;
-        // A protocol without ports has one flow for both ends: whoever opens it first lets the other answer. So what
-        // must stay silent is asked before anybody else may speak.
-        let portless = |e: &Expected| matches!(e.pair.port.transport, Transport::Other(_));
-        let (first, rest): (Vec<usize>, Vec<usize>) =
-            (0..pairs.len()).partition(|n| portless(&pairs[*n]) && !pairs[*n].allow);
         let mut seen = vec![Seen::default(); pairs.len()];
-        for group in [first, rest] {
+        for group in in_order(pairs) {
             self.probe_group(places, pairs, &group, size, &mut seen)?;
         }
         Ok(seen)
