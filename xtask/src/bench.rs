@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{command, fail, setup};
+use crate::{build, command, fail, setup};
 
 /// `cargo xtask bench micro|path`
 pub(crate) fn task(args: &[String]) -> Result<()> {
@@ -16,8 +16,7 @@ pub(crate) fn task(args: &[String]) -> Result<()> {
         return Err(fail::hint("benchmarks load programs into the kernel: they need root", hint));
     }
     setup::ensure(setup::Scope::Bench)?;
-    let mut cargo = command::cargo();
     // What is measured runs in the kernel, whose object is always optimised; the program around it need not be.
-    cargo.args(["run", "--locked", "--quiet", "--package", "policy-tests", "--bin", "bench", "--", name]);
-    command::run(&mut cargo)
+    build::binaries(false)?;
+    command::run(command::new(&command::built("bench").to_string_lossy()).arg(name))
 }

@@ -20,12 +20,14 @@ pub(crate) fn task(args: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Builds `policy-agent` and `policyctl`; cargo shows the progress.
+/// Builds `policy-agent` and `policyctl`, and without `release` every other program of the workspace; cargo shows
+/// the progress.
 pub(crate) fn binaries(release: bool) -> Result<()> {
-    let mut cargo = command::cargo();
-    cargo.args(["build", "--locked", "--package", "policy-agent", "--bins"]);
+    let mut cargo = command::workspace("build");
+    cargo.arg("--bins");
     if release {
-        cargo.arg("--release");
+        cargo = command::cargo();
+        cargo.args(["build", "--locked", "--release", "--package", "policy-agent", "--bins"]);
     }
     command::run(&mut cargo)
 }

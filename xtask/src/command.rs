@@ -20,6 +20,21 @@ pub(crate) fn cargo() -> Command {
     new(&env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()))
 }
 
+/// `cargo build`, `test` or `clippy` on all crates but the kernel's, whose build belongs to policy-agent's.
+///
+/// Every task selects the same crates: cargo turns on the features that the selected ones ask for together, so
+/// another selection would compile most dependencies, and the kernel object, once more.
+pub(crate) fn workspace(verb: &str) -> Command {
+    let mut cargo = cargo();
+    cargo.args([verb, "--locked", "--workspace", "--exclude", "policy-ebpf"]);
+    cargo
+}
+
+/// A program of the workspace that was built.
+pub(crate) fn built(name: &str) -> PathBuf {
+    root().join("target/debug").join(name)
+}
+
 /// A program, to be run from the workspace's root and without input.
 pub(crate) fn new(program: &str) -> Command {
     let mut command = Command::new(program);

@@ -21,14 +21,8 @@ pub(crate) fn task(args: &[String]) -> Result<()> {
     setup::ensure(setup::Scope::Test)?;
     eprintln!("building policy-agent, policyctl and the demo");
     build::binaries(false)?;
-    let mut cargo = command::cargo();
-    cargo.args(["build", "--locked", "--package", "policy-tests", "--bin", "demo"]);
-    command::run(&mut cargo)?;
     // In place of this process: on Ctrl-C the demo cleans up, and nobody returns to the shell before it.
-    let mut demo = command::new(&command::root().join("target/debug/demo").to_string_lossy());
+    let mut demo = command::new(&command::built("demo").to_string_lossy());
     let error = demo.exec();
-    Err(fail::hint(
-        format!("cannot start the demo: {error}"),
-        "cargo build --package policy-tests --bin demo",
-    ))
+    Err(fail::hint(format!("cannot start the demo: {error}"), "cargo xtask build"))
 }

@@ -28,9 +28,7 @@ pub(crate) fn lint(args: &[String]) -> Result<()> {
         return Err(fail::argument("lint", other));
     }
     setup::ensure(setup::Scope::Build)?;
-    let mut host = command::cargo();
-    host.args(["clippy", "--locked", "--workspace", "--exclude", "policy-ebpf", "--all-targets"]);
-    command::run(host.args(["--", "-D", "warnings"]))?;
+    command::run(command::workspace("clippy").args(["--all-targets", "--", "-D", "warnings"]))?;
     kernel()
 }
 

@@ -45,9 +45,8 @@ pub(crate) fn task(args: &[String]) -> Result<()> {
 
 /// All crates but the kernel's, whose code the other suites load.
 fn workspace(filter: Option<&str>) -> Result<Tally> {
-    let mut cargo = command::cargo();
-    cargo.args(["test", "--locked", "--workspace", "--exclude", "policy-ebpf", "--no-fail-fast"]);
-    cargo.args(filter).env("RUST_BACKTRACE", "1").env("CARGO_TERM_COLOR", "never");
+    let mut cargo = command::workspace("test");
+    cargo.arg("--no-fail-fast").args(filter).env("RUST_BACKTRACE", "1").env("CARGO_TERM_COLOR", "never");
     stream(cargo)
 }
 

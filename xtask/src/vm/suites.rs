@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::command;
+use crate::{build, command};
 
 /// The integration tests of `policy-tests` that need only a kernel: no programs, no files, no other machine.
 const SUITES: &[&str] = &["kernel", "test_run", "datapath", "hooks", "discovery"];
@@ -22,10 +22,9 @@ pub(super) struct Programs {
 
 /// Builds the first process and the suites.
 pub(super) fn build(work: &Path) -> Result<Programs> {
-    let mut cargo = command::cargo();
-    command::run(cargo.args(["build", "--locked", "--package", "xtask", "--bin", "vm-init"]))?;
-    let mut cargo = command::cargo();
-    cargo.args(["test", "--locked", "--no-run", "--package", "policy-tests", "--color", "never"]);
+    build::binaries(false)?;
+    let mut cargo = command::workspace("test");
+    cargo.args(["--no-run", "--color", "never"]);
     for suite in SUITES {
         cargo.args(["--test", suite]);
     }
@@ -37,7 +36,7 @@ pub(super) fn build(work: &Path) -> Result<Programs> {
     }
     let bin = work.join("bin");
     fs::create_dir_all(&bin).with_context(|| format!("cannot make {}", bin.display()))?;
-    let init = small(&command::root().join("target/debug/vm-init"), &bin.join("init"))?;
+    let init = small(&command::built("vm-init"), &bin.join("init"))?;
     let mut suites = Vec::new();
     for name in SUITES {
         let Some(binary) = executable(&said, name) else { bail!("cargo built no suite '{name}':\n{said}") };
