@@ -12,4 +12,5 @@ pub mod flow;
 pub mod judge;
 pub mod packet;
 pub mod reason;
+pub mod seen;
 pub mod verdict;

@@ -4,7 +4,7 @@ use policy_common::abi::EndpointStat;
 use policy_common::verdict::Verdict;
 
 use crate::maps::{RECENT, RECENT_EVENTS};
-use crate::seen::Seen;
+use policy_common::seen::Seen;
 
 /// Whether the same was told in this tick already. First events may use up the bucket, repeats only half of it.
 #[inline(always)]

@@ -26,8 +26,6 @@ mod probe;
 #[cfg(target_arch = "bpf")]
 mod report;
 #[cfg(target_arch = "bpf")]
-mod seen;
-#[cfg(target_arch = "bpf")]
 mod skb;
 
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` under clsact: go on with the next program. "OK" would end the chain and, under

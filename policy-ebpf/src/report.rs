@@ -4,13 +4,16 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use policy_common::abi::{Direction, EndpointStat, endpoint_words, limits, meta_flags, meta_words};
 use policy_common::event::{Event, event_flags};
+use policy_common::family::{V4, V6};
+use policy_common::seen::Seen;
 use policy_common::verdict::Verdict;
 
 use crate::access::{Kernel, meta};
 use crate::bucket::{is_repeat, take};
+use crate::bytes::Direct;
 use crate::count::{add, count};
+use crate::flows::scratch;
 use crate::maps::{EPSTAT, EVENTS, RULE_HITS};
-use crate::seen::Seen;
 use crate::skb::Skb;
 use policy_common::flow::Host;
 
@@ -59,7 +62,11 @@ pub(crate) extern "C" fn report(context: *mut __sk_buff, word: u64, verdict: u64
     }
     if let Some(kernel) = Kernel::new(skb, slot) {
         let now = kernel.now();
-        let seen = Seen::new(skb, (place >> 18) as u8);
+        let seen = match ((place >> 18) as u8, scratch()) {
+            (4, Some(scratch)) => Seen::packet::<V4>(&scratch.packet4),
+            (6, Some(scratch)) => Seen::packet::<V6>(&scratch.packet6),
+            _ => Seen::frame(&Direct::new(skb, 0)),
+        };
         event(&Place { kernel, word, direction, now }, &seen, verdict, stat);
     }
     0

@@ -11,4 +11,5 @@ pub mod pkt;
 pub mod probe;
 pub mod scenario;
 pub mod test_run;
+pub mod twin;
 pub mod verifier;

@@ -78,9 +78,11 @@ impl TestRun {
         let name = if direction == Direction::Ingress { IN_PROGRAM } else { OUT_PROGRAM };
         let program = self.programs.program(name).context("no such program")?;
         let program: &SchedClassifier = program.try_into()?;
-        match run(program.fd()?.as_fd(), frame, self.tells_interface)
-            .with_context(|| format!("run {name}"))?
-        {
+        // The first fields of struct __sk_buff; the kernel takes the rest as zeroes.
+        let mut context = [0u32; 11];
+        context[9] = if self.tells_interface { OTHER_INTERFACE } else { 0 };
+        context[10] = LOOPBACK;
+        match run(program.fd()?.as_fd(), frame, &context).with_context(|| format!("run {name}"))? {
             u32::MAX => Ok(true),
             2 => Ok(false),
             other => bail!("{name} returned {other}"),
@@ -88,18 +90,16 @@ impl TestRun {
     }
 }
 
-fn run(program: BorrowedFd<'_>, frame: &[u8], tells_interface: bool) -> io::Result<u32> {
-    // The first fields of struct __sk_buff; the kernel takes the rest as zeroes.
-    let mut context = [0u32; 11];
-    context[9] = if tells_interface { OTHER_INTERFACE } else { 0 };
-    context[10] = LOOPBACK;
+/// Runs a tc program on a frame and hands back what it returns. `context` are the first fields of struct __sk_buff; the
+/// kernel takes the rest as zeroes.
+pub fn run(program: BorrowedFd<'_>, frame: &[u8], context: &[u32]) -> io::Result<u32> {
     // SAFETY: the union consists of integers: all zeroes is a valid value of each of its parts.
     let mut attr: bpf_attr = unsafe { zeroed() };
     attr.test.prog_fd = program.as_raw_fd() as u32;
     attr.test.data_in = frame.as_ptr() as u64;
     attr.test.data_size_in = frame.len() as u32;
     attr.test.ctx_in = context.as_ptr() as u64;
-    attr.test.ctx_size_in = size_of_val(&context) as u32;
+    attr.test.ctx_size_in = size_of_val(context) as u32;
     attr.test.repeat = 1;
     let command = bpf_cmd::BPF_PROG_TEST_RUN as u32;
     // SAFETY: the attribute and what it points to outlive the call, with the sizes given.

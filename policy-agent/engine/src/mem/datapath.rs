@@ -16,8 +16,9 @@ use policy_common::event::{Event, event_flags};
 use policy_common::family::{Family, V4, V6};
 use policy_common::flow::{FlowMaps, Host};
 use policy_common::judge::Judge;
-use policy_common::packet::{ETHERNET_HEADER, Link, Packet, Slice, facts, link, parse4, parse6, protocol};
+use policy_common::packet::{ETHERNET_HEADER, Link, Packet, Slice, link, parse4, parse6};
 use policy_common::reason::Reason;
+use policy_common::seen::Seen;
 use policy_common::verdict::Verdict;
 
 use super::tables::MemTables;
@@ -196,7 +197,7 @@ impl View<'_> {
         if EndpointWord::unpack(self.word).row(direction) == ROW_OPEN {
             return self.passed(None);
         }
-        let event = self.event(direction, verdict, frame.len());
+        let event = self.event(direction, verdict, frame.len(), &Seen::frame(&bytes));
         Judged { passes: false, verdict: Some(verdict), tag: self.tag, event: Some(event) }
     }
 
@@ -218,31 +219,12 @@ impl View<'_> {
         }
         let wanted = self.meta[meta_words::FLAGS as usize] & meta_flags::VERDICTS != 0;
         if !verdict.passes() || wanted && verdict.is_recorded() {
-            let icmp = packet.is(facts::ERROR) || matches!(packet.protocol, protocol::ICMP | protocol::ICMP6);
-            let mut flags = if verdict.passes() { event_flags::VERDICT } else { 0 };
-            if packet.is(facts::FIRST_FRAGMENT | facts::LATER_FRAGMENT) {
-                flags |= event_flags::FRAGMENT;
-            }
-            if packet.is(facts::ERROR) {
-                flags |= event_flags::ICMP_INNER;
-            }
-            judged.event = Some(Event {
-                source: F::wide(&packet.source),
-                destination: F::wide(&packet.destination),
-                source_port: packet.source_port,
-                destination_port: packet.destination_port,
-                family: F::NUMBER,
-                protocol: packet.protocol,
-                tcp_flags: packet.flags,
-                icmp_code: if icmp { packet.code } else { 0 },
-                flags,
-                ..self.event(direction, verdict, length)
-            });
+            judged.event = Some(self.event(direction, verdict, length, &Seen::packet::<F>(&packet)));
         }
         judged
     }
 
-    fn event(&self, direction: Direction, verdict: Verdict, length: usize) -> Event {
+    fn event(&self, direction: Direction, verdict: Verdict, length: usize, seen: &Seen) -> Event {
         let state = self.state.borrow();
         Event {
             word: self.word,
@@ -257,6 +239,15 @@ impl View<'_> {
             direction: direction as u8,
             reason: verdict.reason_number(),
             opener: verdict.opener(),
+            source: seen.source,
+            destination: seen.destination,
+            source_port: seen.source_port,
+            destination_port: seen.destination_port,
+            family: seen.family,
+            protocol: seen.protocol,
+            tcp_flags: seen.tcp_flags,
+            icmp_code: seen.icmp_code,
+            flags: seen.flags | if verdict.passes() { event_flags::VERDICT } else { 0 },
             ..Event::default()
         }
     }

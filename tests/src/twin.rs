@@ -1,0 +1,227 @@
+//! The kernel's programs and the in-memory datapath side by side: every write and every packet goes to both, and they
+//! must agree.
+//!
+//! `BPF_PROG_TEST_RUN` shows the programs less than a network does: the socket of a test packet is always there, its
+//! tag is always 0 (`retag` sets it), and before Linux 6.1 its ingress interface is always 0.
+
+use crate::{net::Netns, pins::PinDir, test_run};
+use anyhow::{Context, Result, bail, ensure};
+use aya::{Ebpf, EbpfLoader, maps::ProgramArray, programs::SchedClassifier};
+use policy_agent::datapath::{Config, Datapath, Endpoint, OBJECT, load, spec::MapId};
+use policy_common::{
+    abi::{Direction, endpoint_words},
+    reason::Reason,
+};
+use policy_engine::{
+    limits::Limits,
+    mem::{
+        datapath::{Judged, MemDatapath, MemEndpoint, Way},
+        tables::MemTables,
+    },
+    plan::{Op, Plan},
+};
+use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd, sync::Arc, time::Duration};
+
+/// Device of test packets: the namespace's `lo`.
+const LOOPBACK: u32 = 1;
+/// What a program returns for a packet that goes on.
+const NEXT: u32 = u32::MAX;
+/// What it returns for a packet that is dropped.
+const SHOT: u32 = 2;
+/// Slot of the endpoint.
+pub const SLOT: u16 = 5;
+
+/// Both datapaths with one endpoint behind `lo`.
+pub struct Twin {
+    /// The kernel's.
+    pub datapath: Datapath,
+    /// The memory's.
+    pub memory: MemDatapath,
+    /// Whether a test packet's ingress interface can be chosen (Linux 6.1).
+    pub ways: bool,
+    programs: Ebpf,
+    addresses: Vec<IpAddr>,
+    counts: BTreeMap<(Reason, u8), u64>,
+    events: u64,
+    plans: u64,
+    _pins: PinDir,
+}
+
+impl Twin {
+    /// Both, with an endpoint that has these addresses and configuration bits. Its rows are closed.
+    pub fn new(addresses: &[IpAddr], config: u16) -> Result<Self> {
+        let ns = Arc::new(Netns::new()?);
+        let pins = PinDir::new(&ns)?;
+        let datapath = ns.run(|| load(&Config::new(pins.path()), OBJECT)).context("load the datapath")?;
+        let programs = load_all(&datapath)?;
+        let executor = &datapath.executor;
+        executor.create_endpoint(&Endpoint {
+            slot: SLOT,
+            id: 77,
+            ifindex: LOOPBACK,
+            addresses: addresses.to_vec(),
+            config,
+            pickup: Duration::ZERO,
+        })?;
+        executor.set_interface(LOOPBACK, SLOT)?;
+        let memory = MemDatapath::new(MemTables::new(Limits::default()));
+        let mut twin = Self {
+            datapath,
+            memory,
+            ways: false,
+            programs,
+            addresses: addresses.to_vec(),
+            counts: BTreeMap::new(),
+            events: 0,
+            plans: 0,
+            _pins: pins,
+        };
+        twin.ways = twin.test_run("empty", &[0; 64], &Way { ingress_ifindex: 7, ..Way::default() }).is_ok();
+        twin.follow()?;
+        Ok(twin)
+    }
+
+    /// Applies the writes to both.
+    pub fn apply(&mut self, ops: Vec<Op>) -> Result<()> {
+        self.memory.tables.apply_all(&ops)?;
+        self.plans += 1;
+        Ok(self.datapath.executor.apply(&Plan { number: self.plans, ops })?)
+    }
+
+    /// Opens or closes the pick-up window of both.
+    pub fn pick_up(&mut self, window: Duration) -> Result<()> {
+        self.datapath.executor.set_pickup(SLOT, window)?;
+        self.follow()
+    }
+
+    /// Sets the configuration bits of both.
+    pub fn configure(&mut self, config: u16) -> Result<()> {
+        self.datapath.executor.set_config(SLOT, config)?;
+        self.follow()
+    }
+
+    /// The memory takes over what the kernel's endpoint holds beside its rows.
+    fn follow(&mut self) -> Result<()> {
+        let value = self.datapath.executor.map(MapId::Ep).get(&u32::from(SLOT).to_ne_bytes())?;
+        let value = value.context("the endpoint has no words")?;
+        let word = |index: u32| {
+            let at = index as usize * 8;
+            u64::from_ne_bytes(std::array::from_fn(|i| value[at + i]))
+        };
+        let identity = word(endpoint_words::IDENTITY);
+        self.memory.meta = std::array::from_fn(|i| self.datapath.executor.meta(i as u32).unwrap_or(0));
+        self.memory.set_endpoint(
+            SLOT,
+            MemEndpoint {
+                id: identity as u32,
+                ifindex: LOOPBACK,
+                config: (identity >> 32) as u16,
+                generation: (identity >> 48) as u16,
+                addresses: self.addresses.clone(),
+                pickup_until: (word(endpoint_words::ADDRESS4) >> 32) as u32,
+                keep_from: word(endpoint_words::KEEP) as u32,
+            },
+        );
+        Ok(())
+    }
+
+    /// Gives the frame to both. An error when they differ in the verdict or in the event.
+    pub fn judge(&mut self, direction: Direction, way: &Way, frame: &[u8]) -> Result<Judged> {
+        // What the kernel cannot be told is not true in memory either.
+        let way =
+            Way { ingress_ifindex: if self.ways { way.ingress_ifindex } else { 0 }, socket: true, ..*way };
+        let tick = self.datapath.executor.tick()?;
+        let judged = self.memory.judge_packet(SLOT, direction, &way, frame, tick);
+        let verdict = self.run_kernel(direction, &way, frame)?;
+        let passes = match verdict {
+            NEXT => true,
+            SHOT => false,
+            other => bail!("the program returned {other}"),
+        };
+        let event = self.datapath.ring.next_event();
+        let told = || format!("{direction:?} {way:?}\n{}\nmemory: {judged:?}\nkernel: {event:?}", hex(frame));
+        ensure!(passes == judged.passes, "the kernel says {passes}: {}", told());
+        if let Some(verdict) = judged.verdict
+            && (verdict.is_counted() || !verdict.passes())
+        {
+            *self.counts.entry((verdict.reason(), direction as u8)).or_default() += 1;
+        }
+        // The kernel may hold an event back, but tells none that memory does not.
+        if let Some(mut event) = event {
+            self.events += 1;
+            (event.time, event.sequence, event.suppressed) = (0, 0, 0);
+            let equal = judged.event.as_ref() == Some(&event);
+            ensure!(equal, "another event: {}", told());
+        }
+        Ok(judged)
+    }
+
+    /// Compares all counters with what memory judged.
+    pub fn compare_counters(&self) -> Result<()> {
+        let mut kernel = BTreeMap::new();
+        for (reason, direction, counter) in self.datapath.executor.counters()? {
+            if counter.packets > 0 {
+                kernel.insert((reason, direction as u8), counter.packets);
+            }
+        }
+        ensure!(kernel == self.counts, "counters differ\nkernel: {kernel:?}\nmemory: {:?}", self.counts);
+        let totals = self.datapath.executor.endpoint_totals(SLOT)?;
+        let dropped: u64 = self.counts.iter().filter(|((r, _), _)| !r.passes()).map(|(_, n)| n).sum();
+        ensure!(totals.dropped == dropped, "{totals:?}, but {dropped} drops");
+        let told = self.events + totals.suppressed + totals.ring_full;
+        ensure!(told == dropped, "{totals:?}: {told} events are accounted for, of {dropped} drops");
+        Ok(())
+    }
+
+    fn run_kernel(&self, direction: Direction, way: &Way, frame: &[u8]) -> Result<u32> {
+        let name = match (direction, way.tag) {
+            (_, tag) if tag != 0 => "retag",
+            (Direction::Ingress, _) => "pod_in",
+            (Direction::Egress, _) => "pod_out",
+        };
+        let mark = u32::from(way.tag) | u32::from(direction == Direction::Egress) << 16;
+        let run = || self.test_run_marked(name, frame, way, mark);
+        run().with_context(|| format!("run '{name}' on {}", hex(frame)))
+    }
+
+    fn test_run(&self, name: &str, frame: &[u8], way: &Way) -> Result<u32> {
+        self.test_run_marked(name, frame, way, 0)
+    }
+
+    fn test_run_marked(&self, name: &str, frame: &[u8], way: &Way, mark: u32) -> Result<u32> {
+        let program: &SchedClassifier =
+            self.programs.program(name).with_context(|| format!("the object has no '{name}'"))?.try_into()?;
+        let fd = program.fd()?;
+        let mut context = [0; 11];
+        // The kernel looks for the device in this thread's namespace; `lo` has the same index everywhere.
+        (context[2], context[9], context[10]) = (mark, way.ingress_ifindex, LOOPBACK);
+        Ok(test_run::run(fd.as_fd(), frame, &context)?)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Every program of the object on the pinned maps, and those of the hook where `retag` finds them.
+fn load_all(datapath: &Datapath) -> Result<Ebpf> {
+    let pins = datapath.executor.pins();
+    let paths: Vec<_> = MapId::ALL.iter().map(|id| (id.spec().name, pins.map(*id))).collect();
+    let mut loader = EbpfLoader::new();
+    for (name, path) in &paths {
+        loader.map_pin_path(name, path.as_path());
+    }
+    let mut programs = loader.load(OBJECT).context("load the object")?;
+    for (name, program) in programs.programs_mut() {
+        let program: &mut SchedClassifier = program.try_into()?;
+        program.load().with_context(|| format!("load program '{name}'"))?;
+    }
+    let mut table = ProgramArray::try_from(programs.take_map("PROGS").context("the object has no PROGS")?)?;
+    for (index, name) in ["pod_in", "pod_out"].into_iter().enumerate() {
+        let program: &SchedClassifier = programs.program(name).context("no program")?.try_into()?;
+        table.set(index as u32, &program.fd()?.try_clone()?, 0)?;
+    }
+    // The programs hold the map; a table of programs is emptied when user space has let go of it.
+    std::mem::forget(table);
+    Ok(programs)
+}
