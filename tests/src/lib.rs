@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod backend;
 pub mod bench;
+pub mod cluster;
 pub mod demo;
 pub mod lab;
 pub mod net;

@@ -27,7 +27,7 @@ struct Task {
 const TASKS: &[Task] = &[
     Task {
         name: "setup",
-        args: "[--bench] [--vm]",
+        args: "[--bench] [--vm] [--kube] [--cluster]",
         about: "install or name what building and testing need (the other tasks do it themselves)",
         run: setup::task,
     },
@@ -45,7 +45,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "test",
-        args: "[FILTER] [--no-vm]",
+        args: "[FILTER] [--no-vm] [--no-kube]",
         about: "every test: unit, property, documentation, kernel, network namespaces, kernels in VMs (root)",
         run: test::task,
     },

@@ -56,7 +56,58 @@ const PROGRAMS: &[Program] = &[
         why: "names the libraries that a VM needs",
         scopes: &[Scope::Vm],
     },
+    Program {
+        name: "curl",
+        package: "curl",
+        why: "suites ask the API server",
+        scopes: &[Scope::Api, Scope::Cluster],
+    },
+    Program {
+        name: "openssl",
+        package: "openssl",
+        why: "makes the API server's key",
+        scopes: &[Scope::Api, Scope::Cluster],
+    },
+    Program {
+        name: "gcc",
+        package: "gcc",
+        why: "compiles the program that holds a pod's namespaces",
+        scopes: &[Scope::Api, Scope::Cluster],
+    },
+    Program {
+        name: "iptables",
+        package: "iptables",
+        why: "kube-proxy and the CNI plugins call it",
+        scopes: &[Scope::Cluster],
+    },
+    Program {
+        name: "conntrack",
+        package: "conntrack",
+        why: "kube-proxy forgets connections with it",
+        scopes: &[Scope::Cluster],
+    },
+    Program {
+        name: "nft",
+        package: "nftables",
+        why: "kube-proxy calls it in one of its modes",
+        scopes: &[Scope::Cluster],
+    },
+    Program {
+        name: "nsenter",
+        package: "util-linux",
+        why: "starts the second node in its namespace",
+        scopes: &[Scope::Cluster],
+    },
+    Program {
+        name: "ip",
+        package: "iproute2",
+        why: "makes the network of the nodes",
+        scopes: &[Scope::Cluster],
+    },
 ];
+
+/// The oldest Go that compiles this Kubernetes.
+const OLDEST_GO: (u32, u32) = (1, 26);
 
 /// The emulator of QEMU 7 breaks `cmpxchg16b`, which the kernels of today use everywhere.
 const OLDEST_QEMU: u32 = 10;
@@ -77,8 +128,31 @@ pub(super) fn missing(scope: Scope) -> Vec<Missing> {
         Scope::Build => {}
         Scope::Test | Scope::Bench => missing.extend(kernel()),
         Scope::Vm => missing.extend(qemu()),
+        Scope::Api | Scope::Cluster => missing.extend(go()),
     }
     missing
+}
+
+fn go() -> Option<Missing> {
+    let (major, minor) = OLDEST_GO;
+    // "go version go1.26.8 linux/amd64"; an older one may fetch the one that the module asks for
+    let here = command::output(command::new("go").arg("version")).ok();
+    let version = here.as_deref().and_then(|text| text.split(" go").nth(1)).map(numbers);
+    let fetches = command::output(command::new("go").args(["env", "GOTOOLCHAIN"]))
+        .is_ok_and(|text| text.trim() != "local" && version >= Some((1, 21)));
+    if version >= Some(OLDEST_GO) || fetches {
+        return None;
+    }
+    let package = format!("golang-{major}.{minor}-go");
+    let mend = match apt::candidate(&package) {
+        // Not on the path: the command that follows makes it so.
+        Some(_) if apt::installed(&package) => {
+            Mend::Commands(vec![format!("ln -s /usr/lib/go-{major}.{minor}/bin/go /usr/local/bin/go")])
+        }
+        Some(_) => Mend::Packages(vec![package]),
+        None => Mend::ByHand(format!("install Go {major}.{minor} or later from https://go.dev/dl/")),
+    };
+    Some(Missing { what: format!("Go {major}.{minor}"), why: "compiles Kubernetes", mend })
 }
 
 fn kernel() -> Vec<Missing> {

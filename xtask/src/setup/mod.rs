@@ -1,6 +1,7 @@
 //! `setup`: what building, testing, measuring and VM runs need; found, installed, or named.
 
 mod apt;
+pub(crate) mod kube;
 mod linker;
 mod machine;
 mod mend;
@@ -13,7 +14,7 @@ use anyhow::Result;
 
 use crate::{command, fail};
 
-/// What a task is about to do. All of them compile the kernel object.
+/// What a task is about to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
     /// Compile everything, the kernel object too.
@@ -24,6 +25,10 @@ pub(crate) enum Scope {
     Bench,
     /// Compile, and run suites on other kernels.
     Vm,
+    /// Fetch and compile etcd and kube-apiserver.
+    Api,
+    /// Fetch and compile whole Kubernetes nodes, and run them.
+    Cluster,
 }
 
 /// Something that is not there.
@@ -52,18 +57,23 @@ enum Mend {
     ByHand(String),
 }
 
-/// `cargo xtask setup [--bench] [--vm]`
+/// `cargo xtask setup [--bench] [--vm] [--kube] [--cluster]`
 pub(crate) fn task(args: &[String]) -> Result<()> {
-    let mut scopes = vec![Scope::Test];
+    let (mut scopes, mut kubernetes) = (vec![Scope::Test], None);
     for arg in args {
         match arg.as_str() {
             "--bench" => scopes.push(Scope::Bench),
             "--vm" => scopes.push(Scope::Vm),
+            "--kube" => kubernetes = kubernetes.or(Some(kube::Set::Api)),
+            "--cluster" => kubernetes = Some(kube::Set::Cluster),
             other => return Err(fail::argument("setup", other)),
         }
     }
     for scope in scopes {
         ensure(scope)?;
+    }
+    if let Some(set) = kubernetes {
+        kube::provide(set)?;
     }
     let chosen = toolchain::choose()?;
     eprintln!("setup: nothing is missing; the kernel object is built by toolchain '{}'", chosen.name);
@@ -100,6 +110,10 @@ pub(crate) fn ensure(scope: Scope) -> Result<()> {
 
 fn look(scope: Scope) -> Vec<Missing> {
     let mut missing = machine::missing(scope);
+    if matches!(scope, Scope::Api | Scope::Cluster) {
+        // Nothing of Rust is compiled for these.
+        return missing;
+    }
     match toolchain::find() {
         Ok(chosen) => missing.extend(linker::missing(&chosen)),
         Err(one) => missing.push(one),

@@ -1,0 +1,156 @@
+//! Plain requests to an API server, by curl: no library between the test and what the server says.
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// What a request was answered with.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// HTTP status; 0 when there was no answer.
+    pub status: u16,
+    /// The body; null when it is not JSON.
+    pub body: Value,
+    /// The body as it came.
+    pub text: String,
+}
+
+impl Answer {
+    /// The body of a success.
+    ///
+    /// # Errors
+    /// The status is not 2xx.
+    pub fn fine(self) -> Result<Value> {
+        ensure!((200..300).contains(&self.status), "the API server answers {}: {}", self.status, self.text);
+        Ok(self.body)
+    }
+}
+
+/// Somebody who may ask an API server.
+#[derive(Debug, Clone)]
+pub struct Client {
+    url: String,
+    authority: PathBuf,
+    token: String,
+}
+
+impl Client {
+    /// A client with a bearer token that trusts the certificates in the file `authority`.
+    pub fn new(url: &str, authority: &Path, token: &str) -> Self {
+        Self { url: url.to_owned(), authority: authority.to_path_buf(), token: token.to_owned() }
+    }
+
+    /// One request. Without an answer the status is 0.
+    pub fn request(&self, method: &str, path: &str, body: Option<(&str, &Value)>) -> Result<Answer> {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--show-error", "--max-time", "60", "--request", method, "--cacert"]);
+        curl.arg(&self.authority).args(["--write-out", "\n%{http_code}", "--noproxy", "*"]);
+        curl.arg("--header").arg(format!("Authorization: Bearer {}", self.token));
+        if let Some((kind, _)) = body {
+            curl.arg("--header").arg(format!("Content-Type: {kind}")).args(["--data-binary", "@-"]);
+        }
+        curl.arg(format!("{}{path}", self.url));
+        curl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = curl.spawn().context("start curl\nhint: apt-get install curl")?;
+        let mut input = child.stdin.take().context("curl has no stdin")?;
+        if let Some((_, body)) = body {
+            // A server that refuses the connection makes curl end before it reads.
+            drop(input.write_all(body.to_string().as_bytes()));
+        }
+        drop(input);
+        let output = child.wait_with_output().context("read what curl says")?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let (text, status) = said.rsplit_once('\n').unwrap_or(("", "0"));
+        let status = status.trim().parse().unwrap_or_default();
+        let text = if status == 0 {
+            String::from_utf8_lossy(&output.stderr).trim().to_owned()
+        } else {
+            text.to_owned()
+        };
+        Ok(Answer { status, body: serde_json::from_str(&text).unwrap_or_default(), text })
+    }
+
+    /// Reads a path.
+    pub fn get(&self, path: &str) -> Result<Value> {
+        self.request("GET", path, None)?.fine()
+    }
+
+    /// Creates an object.
+    pub fn create(&self, object: &Value) -> Result<Value> {
+        let path = collection(object)?;
+        self.request("POST", &path, Some(("application/json", object)))?.fine()
+    }
+
+    /// Creates or changes an object, by server-side apply.
+    pub fn apply(&self, object: &Value) -> Result<Value> {
+        let path = format!("{}?fieldManager=test&force=true", path(object)?);
+        self.request("PATCH", &path, Some(("application/apply-patch+yaml", object)))?.fine()
+    }
+
+    /// Changes the fields that `patch` has; its apiVersion, kind and metadata say of which object.
+    pub fn merge(&self, patch: &Value) -> Result<Value> {
+        self.request("PATCH", &path(patch)?, Some(("application/merge-patch+json", patch)))?.fine()
+    }
+
+    /// Changes an object's status.
+    pub fn merge_status(&self, patch: &Value) -> Result<Value> {
+        let path = format!("{}/status", path(patch)?);
+        self.request("PATCH", &path, Some(("application/merge-patch+json", patch)))?.fine()
+    }
+
+    /// Deletes an object at once; one that is not there is no error.
+    pub fn delete(&self, object: &Value) -> Result<()> {
+        let answer = self.request("DELETE", &format!("{}?gracePeriodSeconds=0", path(object)?), None)?;
+        if answer.status == 404 { Ok(()) } else { answer.fine().map(drop) }
+    }
+}
+
+/// The path of an object.
+fn path(object: &Value) -> Result<String> {
+    let name = object["metadata"]["name"].as_str().context("an object without a name")?;
+    Ok(format!("{}/{name}", collection(object)?))
+}
+
+/// The path of the objects of its kind in its namespace.
+fn collection(object: &Value) -> Result<String> {
+    let (Some(version), Some(kind)) = (object["apiVersion"].as_str(), object["kind"].as_str()) else {
+        bail!("an object without apiVersion and kind: {object}");
+    };
+    let group = if version.contains('/') { format!("/apis/{version}") } else { format!("/api/{version}") };
+    let kind = kind.to_lowercase();
+    let plural = match kind.strip_suffix('y') {
+        Some(stem) => format!("{stem}ies"),
+        None if kind.ends_with('s') => format!("{kind}es"),
+        None => format!("{kind}s"),
+    };
+    Ok(match object["metadata"]["namespace"].as_str() {
+        Some(namespace) => format!("{group}/namespaces/{namespace}/{plural}"),
+        None => format!("{group}/{plural}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn objects_have_paths() {
+        let policy = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "x", "name": "p"}});
+        assert_eq!(path(&policy).unwrap(), "/apis/networking.k8s.io/v1/namespaces/x/networkpolicies/p");
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}});
+        assert_eq!(path(&node).unwrap(), "/api/v1/nodes/n");
+        assert!(path(&json!({"kind": "Node"})).is_err());
+    }
+
+    #[test]
+    fn without_a_server_the_status_is_zero() {
+        let client = Client::new("https://127.0.0.1:9", Path::new("/dev/null"), "t");
+        assert_eq!(client.request("GET", "/", None).unwrap().status, 0);
+    }
+}
