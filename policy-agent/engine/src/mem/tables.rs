@@ -13,7 +13,6 @@ use policy_common::judge::{PolicyMaps, classify, look_up};
 use crate::address;
 use crate::limits::Limits;
 use crate::plan::Op;
-use crate::tables::Dump;
 
 /// A write that would not be safe while packets run, or that refers to nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,32 +39,32 @@ pub enum BadOp {
 
 /// Who a host slot belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Owner {
+pub(super) enum Owner {
     Host(IpAddr),
     Prefix(IpNet),
 }
 
 /// One row and how often each rule set is named in it.
 #[derive(Clone, Debug, Default)]
-struct MemRow {
-    cells: Vec<u16>,
+pub(super) struct MemRow {
+    pub(super) cells: Vec<u16>,
     uses: HashMap<u16, u32>,
-    endpoints: u32,
+    pub(super) endpoints: u32,
 }
 
 /// The tables. Sizes are those of [`Limits`].
 #[derive(Clone, Debug)]
 pub struct MemTables {
     limits: Limits,
-    hosts: HashMap<IpAddr, u32>,
-    prefixes: BTreeMap<u8, HashMap<IpNet, u32>>,
-    counts: [[usize; 2]; 2],
-    words: HashMap<u32, u64>,
+    pub(super) hosts: HashMap<IpAddr, u32>,
+    pub(super) prefixes: BTreeMap<u8, HashMap<IpNet, u32>>,
+    pub(super) counts: [[usize; 2]; 2],
+    pub(super) words: HashMap<u32, u64>,
     owners: HashMap<u32, Owner>,
-    rows: Vec<MemRow>,
-    sets: BTreeMap<u16, RuleSet>,
-    intervals: HashMap<u32, u64>,
-    endpoints: BTreeMap<u16, EndpointWord>,
+    pub(super) rows: Vec<MemRow>,
+    pub(super) sets: BTreeMap<u16, RuleSet>,
+    pub(super) intervals: HashMap<u32, u64>,
+    pub(super) endpoints: BTreeMap<u16, EndpointWord>,
 }
 
 impl MemTables {
@@ -101,7 +100,7 @@ impl MemTables {
             Op::HostRemove { address } => {
                 let slot = self.hosts.remove(address).ok_or_else(|| BadOp::Missing(address.to_string()))?;
                 self.counts[0][usize::from(address.is_ipv6())] -= 1;
-                self.owners.remove(&slot);
+                self.disown(Owner::Host(*address), slot);
                 Ok(())
             }
             Op::PrefixInsert { prefix, slot } => self.insert(Owner::Prefix(*prefix), *slot),
@@ -111,7 +110,7 @@ impl MemTables {
                     .and_then(|m| m.remove(prefix))
                     .ok_or_else(|| BadOp::Missing(prefix.to_string()))?;
                 self.counts[1][usize::from(prefix.addr().is_ipv6())] -= 1;
-                self.owners.remove(&slot);
+                self.disown(Owner::Prefix(*prefix), slot);
                 Ok(())
             }
             Op::Endpoint { slot, word } => self.write_endpoint(*slot, *word),
@@ -179,35 +178,6 @@ impl MemTables {
     pub fn forget_endpoint(&mut self, slot: u16) {
         if let Some(word) = self.endpoints.remove(&slot) {
             self.release(word);
-        }
-    }
-
-    /// Everything, as an agent that starts anew reads it back; `number` is that of the last plan.
-    #[must_use]
-    pub fn dump(&self, number: u64) -> Dump {
-        let word = |slot: u32| HostWord::unpack(self.words.get(&slot).copied().unwrap_or(0));
-        let mut hosts: Vec<_> = self.hosts.iter().map(|(a, s)| (*a, *s, word(*s))).collect();
-        hosts.sort_unstable_by_key(|h| h.0);
-        let mut prefixes: Vec<_> =
-            self.prefixes.values().flatten().map(|(p, s)| (*p, *s, word(*s))).collect();
-        prefixes.sort_unstable_by_key(|p| p.0);
-        let mut intervals: Vec<_> = self.intervals.iter().map(|(i, v)| (*i, Interval::unpack(*v))).collect();
-        intervals.sort_unstable_by_key(|i| i.0);
-        Dump {
-            number,
-            hosts,
-            prefixes,
-            rows: self
-                .rows
-                .iter()
-                .enumerate()
-                .filter(|(_, r)| r.endpoints > 0)
-                .filter_map(|(i, r)| Some((u16::try_from(i).ok()?, r.cells.clone())))
-                .filter(|(i, _)| *i > ROW_CLOSED)
-                .collect(),
-            sets: self.sets.iter().map(|(i, s)| (*i, *s)).collect(),
-            intervals,
-            endpoints: self.endpoints.iter().map(|(s, w)| (*s, *w)).collect(),
         }
     }
 
@@ -346,6 +316,12 @@ impl MemTables {
         self.counts[kind][family] += 1;
         self.owners.insert(slot, key);
         Ok(())
+    }
+
+    pub(super) fn disown(&mut self, key: Owner, slot: u32) {
+        if self.owners.get(&slot) == Some(&key) {
+            self.owners.remove(&slot);
+        }
     }
 
     fn write_endpoint(&mut self, slot: u16, word: EndpointWord) -> Result<(), BadOp> {

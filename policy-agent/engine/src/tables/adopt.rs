@@ -1,6 +1,6 @@
 //! Takes over maps that an earlier agent filled, whatever plan it was interrupted in.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -39,14 +39,23 @@ impl Tables {
         let mirror = &mut tables.mirror;
         let hosts = dump.hosts.iter().map(|(a, slot, word)| (Key::Host(*a), *slot, *word));
         let prefixes = dump.prefixes.iter().map(|(p, slot, word)| (Key::Prefix(*p), *slot, *word));
+        let mut taken = HashSet::new();
         for (key, slot, held) in hosts.chain(prefixes) {
-            let known = u32::from(held.class) < limits.classes;
-            let class = if known { held.class } else { 0 };
-            // Until it is written again, the kernel judges such an address by its prefix.
-            let stale = !known || held.check != word(key, 0, 0).check;
+            let known = u32::from(held.class) < limits.classes && slot < limits.host_info;
+            // Every element has a slot of its own whose word says whose it is.
+            if !known || slot == 0 || held.check != word(key, 0, 0).check || !taken.insert(slot) {
+                mirror.junk.push((key, slot));
+                continue;
+            }
             mirror.slot_ids.occupy(slot);
-            mirror.class_ids.occupy(u32::from(class));
-            mirror.hold(key, Place { slot, class, flags: held.flags, wanted: true, stale });
+            mirror.class_ids.occupy(u32::from(held.class));
+            mirror.hold(key, Place { slot, class: held.class, flags: held.flags, wanted: true });
+        }
+        for (_, slot) in &mirror.junk {
+            // A packet in flight may have met the element: its slot is given away after a grace period only.
+            if mirror.slot_ids.holds(*slot) {
+                mirror.slot_ids.occupy(*slot);
+            }
         }
         let intervals: HashMap<u32, Interval> = dump.intervals.iter().copied().collect();
         let named: BTreeMap<u16, &RuleSet> = dump.sets.iter().map(|(id, set)| (*id, set)).collect();

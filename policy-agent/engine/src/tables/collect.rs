@@ -55,7 +55,7 @@ fn remove_keys(mirror: &mut Mirror, kinds: &HashMap<u16, u16>, number: u64, ops:
     let same = |a: u16, b: u16| a == b || kinds.get(&a) == kinds.get(&b);
     let hosts: Vec<_> = mirror.hosts.iter().filter(|(_, p)| !p.wanted).map(|(a, p)| (*a, *p)).collect();
     for (address, place) in hosts {
-        if place.stale || same(place.class, mirror.prefix_class(address)) {
+        if same(place.class, mirror.prefix_class(address)) {
             mirror.remove(Key::Host(address), number, ops);
         }
     }
@@ -87,7 +87,6 @@ fn merge_classes(mirror: &mut Mirror, kinds: &HashMap<u16, u16>, ops: &mut Vec<O
     let prefixes = mirror.prefixes.iter().map(|(a, p)| (Key::Prefix(*a), *p));
     let moves: Vec<_> = hosts
         .chain(prefixes)
-        .filter(|(_, place)| !place.stale)
         .filter_map(|(key, place)| renamed.get(&place.class).map(|to| (key, *to, place.flags)))
         .collect();
     for (key, class, flags) in moves {

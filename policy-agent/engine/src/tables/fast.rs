@@ -107,7 +107,7 @@ impl Fast {
         join.keys
             .iter()
             .filter(|k| matches!(k.key, Key::Prefix(_)))
-            .all(|key| key.place.is_some_and(|p| !p.stale) && !self.is_wrong(key))
+            .all(|key| key.place.is_some() && !self.is_wrong(key))
     }
 
     fn find_classes(&mut self, mirror: &Mirror, desired: &Desired, join: &Join) {
@@ -220,8 +220,8 @@ impl Fast {
                         moves.insert((key.class, mirror.prefix_class(address)));
                     }
                 }
-                Some(place) => {
-                    if self.is_wrong(key) || !key.same_flags() || place.stale {
+                Some(_) => {
+                    if self.is_wrong(key) || !key.same_flags() {
                         mirror.move_key(key.key, class, key.flags, ops);
                         moves.insert((key.class, class));
                     }

@@ -193,7 +193,7 @@ fn move_keys(mirror: &mut Mirror, join: &Join, classes: &Classes, slots: &[u32],
         let Some(class) = classes.of.get(&(key.class, key.target)) else { continue };
         match key.place {
             Some(place) => {
-                if place.class != *class || place.flags != key.flags || place.stale {
+                if place.class != *class || place.flags != key.flags {
                     mirror.move_key(key.key, *class, key.flags, ops);
                 }
             }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Numbers from `first` to `limit - 1`, lowest first.
 #[derive(Clone, Debug)]
 pub(crate) struct Ids {
+    first: u32,
     limit: u32,
     next: u32,
     free: BTreeSet<u32>,
@@ -15,7 +16,7 @@ pub(crate) struct Ids {
 impl Ids {
     /// All numbers free.
     pub(crate) fn new(first: u32, limit: u32) -> Self {
-        Self { limit, next: first, free: BTreeSet::new(), retired: BTreeMap::new() }
+        Self { first, limit, next: first, free: BTreeSet::new(), retired: BTreeMap::new() }
     }
 
     /// Takes this many numbers, or none at all.
@@ -46,6 +47,11 @@ impl Ids {
         }
         self.free.remove(&id);
         self.retired.remove(&id);
+    }
+
+    /// Whether a number can ever be taken.
+    pub(crate) fn holds(&self, id: u32) -> bool {
+        (self.first..self.limit).contains(&id)
     }
 
     /// Puts a number in quarantine.

@@ -83,12 +83,9 @@ impl Join {
     }
 }
 
-/// Class of an address: an entry whose word is not its own does not count, as in the kernel.
+/// Class of an address.
 fn class_of(place: Option<&Place>, by_prefix: impl Fn() -> u16) -> u16 {
-    match place {
-        Some(place) if !place.stale => place.class,
-        Some(_) | None => by_prefix(),
-    }
+    place.map_or_else(by_prefix, |place| place.class)
 }
 
 /// Flags of an entry that is not wanted: facts that judge nothing stay until it is removed.

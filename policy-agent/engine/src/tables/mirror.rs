@@ -34,8 +34,6 @@ pub(crate) struct Place {
     pub(crate) flags: u16,
     /// Part of the world planned last; others wait to be collected.
     pub(crate) wanted: bool,
-    /// Read back with a word that is not its own: it must be written.
-    pub(crate) stale: bool,
 }
 
 /// A row.
@@ -69,6 +67,8 @@ pub(crate) struct Mirror {
     pub(crate) sets: SetStore,
     /// Endpoints.
     pub(crate) endpoints: BTreeMap<u16, EndpointWord>,
+    /// Elements that were read back and cannot be of this agent: the next plan removes them first.
+    pub(crate) junk: Vec<(Key, u32)>,
     /// Endpoints whose epoch must grow once more after the grace period, and the plan that touched them.
     pub(crate) touched: BTreeMap<u16, u64>,
     /// Free and retired numbers.
@@ -94,6 +94,7 @@ impl Mirror {
             rows: BTreeMap::new(),
             sets: SetStore::new(limits),
             endpoints: BTreeMap::new(),
+            junk: Vec::new(),
             touched: BTreeMap::new(),
             class_ids: Ids::new(1, limits.classes),
             row_ids: Ids::new(u32::from(ROW_CLOSED) + 1, limits.rows),
@@ -141,7 +142,6 @@ impl Mirror {
         let Some(place) = place else { return };
         let old = std::mem::replace(&mut place.class, class);
         place.flags = flags;
-        place.stale = false;
         ops.push(Op::HostWord { slot: place.slot, word: word(key, class, flags) });
         self.join_class(class);
         self.leave_class(old);
@@ -154,7 +154,7 @@ impl Mirror {
             Key::Host(address) => Op::HostInsert { address, slot },
             Key::Prefix(prefix) => Op::PrefixInsert { prefix, slot },
         });
-        self.hold(key, Place { slot, class, flags, wanted: true, stale: false });
+        self.hold(key, Place { slot, class, flags, wanted: true });
     }
 
     /// Takes over a key that the kernel holds.
@@ -168,6 +168,28 @@ impl Mirror {
                 self.prefixes.insert(prefix, place)
             }
         };
+    }
+
+    /// Removes what is not ours. A prefix may have been the longest of an address, so every flow is judged again.
+    pub(crate) fn clear_junk(&mut self, plan: u64) -> Vec<Op> {
+        let junk = std::mem::take(&mut self.junk);
+        if junk.iter().any(|(key, _)| matches!(key, Key::Prefix(_))) {
+            self.touched.extend(self.endpoints.keys().map(|slot| (*slot, plan)));
+        }
+        let places = self.hosts.values().chain(self.prefixes.values());
+        let held: BTreeSet<u32> =
+            if junk.is_empty() { BTreeSet::new() } else { places.map(|p| p.slot).collect() };
+        let mut ops = Vec::with_capacity(junk.len());
+        for (key, slot) in junk {
+            ops.push(match key {
+                Key::Host(address) => Op::HostRemove { address },
+                Key::Prefix(prefix) => Op::PrefixRemove { prefix },
+            });
+            if self.slot_ids.holds(slot) && !held.contains(&slot) {
+                self.slot_ids.retire(slot, plan);
+            }
+        }
+        ops
     }
 
     /// Removes a key; its slot goes into quarantine.

@@ -130,10 +130,13 @@ impl Tables {
         let join = Join::new(&self.mirror, desired);
         let number = self.number + 1;
         let fast = fast::Fast::find(&self.mirror, desired, &join);
-        let ops = match fast {
+        let planned = match fast {
             Some(fast) => fast.write(&mut self.mirror, &self.limits, desired, &join, number)?,
             None => general::write(&mut self.mirror, &self.limits, desired, &join, number)?,
         };
+        // First of all, for the others may need the room.
+        let mut ops = self.mirror.clear_junk(number);
+        ops.extend(planned);
         for key in &join.keys {
             let place = match key.key {
                 Key::Host(address) => self.mirror.hosts.get_mut(&address),
@@ -161,6 +164,7 @@ impl Tables {
     pub fn is_settled(&self) -> bool {
         let mirror = &self.mirror;
         mirror.touched.is_empty()
+            && mirror.junk.is_empty()
             && mirror.row_ids.retired() + mirror.class_ids.retired() + mirror.slot_ids.retired() == 0
             && mirror.sets.retired() == 0
             && mirror.hosts.values().chain(mirror.prefixes.values()).all(|p| p.wanted)

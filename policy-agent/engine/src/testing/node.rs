@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
 use policy_common::abi::{Direction, EndpointWord, Outcome, ROW_CLOSED, action, host_flags};
 
+use super::rng::Rng;
 use super::samples::{Expected, Sample, expected};
+use super::worlds;
 use crate::desired::Endpoint;
 use crate::limits::Limits;
 use crate::mem::tables::MemTables;
@@ -175,6 +178,22 @@ impl SimNode {
         let dump: Dump = self.kernel.dump(self.planner.tables.number());
         let tables = Tables::adopt(self.limits, &dump);
         self.planner = Planner::new(self.limits, tables, self.planner.rules.clone());
+    }
+
+    /// Somebody else puts elements into the tables: under no slot, under a slot that was never used, under another's.
+    pub fn meddle(&mut self, rng: &mut Rng) {
+        let slots: Vec<u32> = self.kernel.dump(0).hosts.iter().map(|(_, slot, _)| *slot).collect();
+        let mut keys = Vec::new();
+        for _ in 0..=rng.below(6) {
+            let address = worlds::address(rng);
+            let held = slots.get(rng.below(slots.len() + 1)).copied();
+            let slot = [Some(0), Some(self.limits.host_info - 1), held][rng.below(3)].unwrap_or_default();
+            let full = if address.is_ipv6() { 128 } else { 32 };
+            let length =
+                if rng.percent(50) { full } else { full - 1 - u8::try_from(rng.below(8)).unwrap_or(0) };
+            keys.extend(IpNet::new(address, length).map(|prefix| (prefix.trunc(), slot)));
+        }
+        self.kernel.meddle(&keys);
     }
 
     /// Compares the tables with the evaluator.

@@ -100,6 +100,28 @@ fn a_restarted_agent_has_nothing_to_do() {
 }
 
 #[test]
+fn what_somebody_else_put_into_the_tables_is_mended_by_the_next_agent() {
+    for_seeds(250, |rng| {
+        let mut world = worlds::world(rng);
+        let mut node = SimNode::new(TINY);
+        node.discover(&world)?;
+        node.update(&world, &[])?;
+        node.settle(&[])?;
+        node.meddle(rng);
+        if rng.percent(50) {
+            worlds::mutate(rng, &mut world);
+            node.discover(&world)?;
+        }
+        let samples = samples(rng, &world, &node.endpoints, 60);
+        node.restart();
+        node.update(&world, &[])?;
+        node.check(&world, &samples)?;
+        node.settle(&samples)?;
+        node.check(&world, &samples)
+    });
+}
+
+#[test]
 fn tables_are_empty_after_churn() {
     for_seeds(100, |rng| {
         let mut world = worlds::world(rng);
