@@ -26,6 +26,7 @@ use super::view::Tally;
 use crate::datapath;
 use crate::events::{EndpointState, Generation, History, Now};
 use crate::netlink::{Discovery, Interfaces};
+use crate::source::SourceState;
 use crate::source::objects::{Located, Update};
 use crate::state::{Saved, Store};
 
@@ -54,6 +55,8 @@ pub(super) struct Core {
     pub(super) retry: Retry,
     /// The world changed, or a plan could not be made yet.
     pub(super) stale: bool,
+    /// How the source is doing.
+    pub(super) source: SourceState,
     /// The first complete set of objects was read and applied.
     pub(super) synced: bool,
     pub(super) tally: Tally,
@@ -64,8 +67,10 @@ pub(super) struct Core {
 /// What happened since the last time, as one.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    /// News of the sources.
+    /// News of the source.
     pub updates: Vec<Update>,
+    /// How the source is doing, if that is news.
+    pub source: Option<SourceState>,
     /// Interfaces or addresses changed.
     pub network: bool,
     /// Plans up to this number, and these slots, are out of every program's sight.
@@ -105,6 +110,7 @@ impl Core {
             degraded: None,
             retry: Retry::default(),
             stale: true,
+            source: SourceState::default(),
             synced: false,
             tally: Tally::default(),
             rules: rules(&saved.rules),
@@ -114,7 +120,10 @@ impl Core {
 
     /// Takes in a batch and makes the kernel enforce it.
     pub(super) fn handle(&mut self, batch: Batch) {
-        let Batch { updates, network, passed, check_hooks } = batch;
+        let Batch { updates, source, network, passed, check_hooks } = batch;
+        if let Some(source) = source {
+            self.source = source;
+        }
         if let Some((number, slots)) = passed {
             self.table.freed(&slots);
             self.collect(number);
@@ -128,7 +137,7 @@ impl Core {
             }
             self.problems = update.problems;
         }
-        // Nothing is judged, and above all nothing removed, before every source has told all that it has.
+        // Nothing is judged, and above all nothing removed, before the source has told all that it has.
         if !news && !self.synced {
             return;
         }

@@ -23,8 +23,8 @@ use crate::source::objects::policy_of;
 pub(super) struct Handle {
     /// Name of the node.
     pub node: String,
-    /// Directory of the manifests.
-    pub manifests: String,
+    /// Kind and place of the source.
+    pub source: (&'static str, String),
     /// Release of the kernel.
     pub release: String,
     /// When the agent started.
@@ -89,13 +89,16 @@ impl AgentView for Handle {
 impl Handle {
     fn source(&self, view: &View) -> proto::Source {
         let broken = view.problems.iter().filter(|problem| problem.broken && problem.object.is_empty());
-        let error = broken.map(|problem| format!("{}: {}", problem.location, problem.message)).next();
+        let unread = broken.map(|problem| format!("{}: {}", problem.location, problem.message)).next();
+        let error = if view.source.error.is_empty() { unread } else { Some(view.source.error.clone()) };
+        let (kind, location) = &self.source;
         proto::Source {
-            kind: "files".to_owned(),
-            location: self.manifests.clone(),
+            kind: (*kind).to_owned(),
+            location: location.clone(),
             synced: view.synced,
             last_change: view.tally.last_change.map(Into::into),
             error: error.unwrap_or_default(),
+            missing: view.source.missing.clone(),
         }
     }
 

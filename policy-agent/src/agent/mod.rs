@@ -1,7 +1,7 @@
 //! The running agent: one synchronous core, one thread that owns it, one runtime around both.
 //!
 //! ```text
-//! files thread ──┐                                   ┌─> kernel maps and hooks
+//! source ────────┐                                   ┌─> kernel maps and hooks
 //! netlink thread ├─> inputs ─> writer thread (Core) ─┼─> view ──> API, metrics
 //! grace thread ──┘      ^                            └─> history ─┐
 //!                 API: wait               ring ─> drain (tokio) ──┴─> bus ─> subscribers
@@ -13,6 +13,7 @@ mod drain;
 mod endpoints;
 mod handle;
 mod kernel;
+mod origin;
 mod placement;
 mod retry;
 mod run;

@@ -1,7 +1,7 @@
 //! `policy-agent run`: checks everything, takes over what is there, then starts the threads and the services.
 
 use std::path::Path;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
@@ -15,6 +15,7 @@ use super::core::{Core, Parts};
 use super::drain::{Drain, Drained};
 use super::handle::Handle;
 use super::kernel::Kernel;
+use super::origin::Origin;
 use super::settings;
 use super::view::Published;
 use super::writer::{Input, Inputs, Waiter, Writer};
@@ -25,8 +26,6 @@ use crate::events::{Bus, Enricher, History, Views};
 use crate::metrics::{self, Metrics};
 use crate::netlink::{Discovery, Events};
 use crate::preflight;
-use crate::source::files::read_dir;
-use crate::source::service::FilesSource;
 use crate::state::{Lock, Saved, Store};
 
 /// How long `--once` waits.
@@ -48,6 +47,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
 
 /// Everything that must hold before anything is changed.
 struct Ground {
+    origin: Origin,
     node: String,
     release: String,
     store: Store,
@@ -89,10 +89,14 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
         node: node.clone(),
     };
     let core = Core::new(parts, ground.saved)?;
-    let writer = start_writer(core, inbox, &inputs, &args.manifests, published.clone())?;
+    let origin = ground.origin;
+    let told = inputs.clone();
+    let source = origin.start(&node, move |news| told.send(Input::Source(news)).is_ok())?;
+    let writer = Writer::new(core, inbox, source, published.clone());
+    let writer = start_writer(writer)?;
     let handle = Arc::new(Handle {
         node,
-        manifests: args.manifests.display().to_string(),
+        source: (origin.kind(), origin.location()),
         release: ground.release,
         started: SystemTime::now(),
         published: published.clone(),
@@ -145,12 +149,8 @@ fn failed(error: std::io::Error) -> Failure {
 
 async fn ground(args: &RunArgs) -> Result<Ground, Failure> {
     let node = settings::node_name(args)?;
-    let manifests = |error: std::io::Error| {
-        Failure::text(Exit::Manifests, format!("--manifests {}: {error}", args.manifests.display()))
-            .hint("give a directory of YAML or JSON files that can be read")
-    };
     let facts = preflight::check(&args.paths.bpffs)?;
-    read_dir(&args.manifests).map_err(manifests)?;
+    let origin = Origin::of(args).await?;
     let failed =
         |what: &Path, e: std::io::Error| Failure::text(Exit::Failed, format!("{}: {e}", what.display()));
     let state_dir = &args.paths.state_dir;
@@ -174,7 +174,8 @@ async fn ground(args: &RunArgs) -> Result<Ground, Failure> {
     let events = Events::open().map_err(netlink)?;
     let discovery = Discovery::open().map_err(netlink)?;
     let saved = saved.unwrap_or_default();
-    Ok(Ground { node, release: facts.kernel, store, saved, _lock: lock, socket, listener, events, discovery })
+    let release = facts.kernel;
+    Ok(Ground { origin, node, release, store, saved, _lock: lock, socket, listener, events, discovery })
 }
 
 /// Each event means "look again"; several at once are one look.
@@ -202,19 +203,8 @@ fn watch_network(events: Events, inputs: Inputs) -> std::io::Result<()> {
     thread::Builder::new().name("netlink".to_owned()).spawn(watch).map(drop)
 }
 
-fn start_writer(
-    core: Core,
-    inbox: Receiver<Input>,
-    inputs: &Inputs,
-    manifests: &Path,
-    published: Published,
-) -> Result<JoinHandle<()>, Failure> {
-    let told = inputs.clone();
-    let files = FilesSource::start(manifests, move |news| told.send(Input::Files(news)).is_ok())
-        .map_err(|e| Failure::text(Exit::Manifests, format!("--manifests {}: {e}", manifests.display())))?;
-    let writer = Writer::new(core, inbox, files, published);
-    let started = thread::Builder::new().name("writer".to_owned()).spawn(move || writer.run());
-    started.map_err(failed)
+fn start_writer(writer: Writer) -> Result<JoinHandle<()>, Failure> {
+    thread::Builder::new().name("writer".to_owned()).spawn(move || writer.run()).map_err(failed)
 }
 
 async fn once(inputs: &Inputs) -> Result<(), Failure> {

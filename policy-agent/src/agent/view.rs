@@ -14,6 +14,7 @@ use policy_engine::world::World;
 use super::core::Core;
 use super::endpoints::CHATTER;
 use super::placement::Place;
+use crate::source::SourceState;
 use crate::source::objects::Located;
 
 /// State of a local pod.
@@ -124,7 +125,9 @@ impl Tally {
 pub struct View {
     /// What the sources say.
     pub world: World,
-    /// Every source has told all that it has, and it was applied once.
+    /// How the source is doing.
+    pub source: SourceState,
+    /// The source has told all that it has, and it was applied once.
     pub synced: bool,
     /// Number of the last plan.
     pub plan: u64,
@@ -151,7 +154,8 @@ impl View {
     #[must_use]
     pub fn missing(&self) -> Vec<String> {
         if !self.synced {
-            return vec!["the manifests were not read yet".to_owned()];
+            let waiting = self.source.missing.clone();
+            return if waiting.is_empty() { vec!["no object was read yet".to_owned()] } else { waiting };
         }
         let refused = self.refused.iter().map(refusal_text);
         let waiting = self.waiting.then(|| "a change waits until tables are free again".to_owned());
@@ -196,6 +200,7 @@ impl Core {
     pub(super) fn view(&self) -> View {
         View {
             world: self.world.clone(),
+            source: self.source.clone(),
             synced: self.synced,
             plan: self.planner.tables.number(),
             endpoints: self.world.local_pods().map(|pod| self.endpoint(pod)).collect(),

@@ -9,7 +9,7 @@ use super::background::Passed;
 use super::core::{Batch, Core};
 use super::view::{Published, View};
 use crate::source::objects::Located;
-use crate::source::service::{FilesSource, Told};
+use crate::source::{Source, SourceState, Told};
 
 /// How often every hook is looked at.
 const CHECK_HOOKS: Duration = Duration::from_secs(10);
@@ -17,8 +17,8 @@ const CHECK_HOOKS: Duration = Duration::from_secs(10);
 /// What the thread hears.
 #[derive(Debug)]
 pub(super) enum Input {
-    /// The manifests were read.
-    Files(Told),
+    /// The source has news.
+    Source(Told),
     /// Interfaces or addresses changed.
     Network,
     /// A grace period is over.
@@ -52,7 +52,7 @@ pub(super) struct Waited {
 pub(super) struct Writer {
     core: Core,
     inbox: Receiver<Input>,
-    files: FilesSource,
+    source: Source,
     published: Published,
     waiting: Vec<(u64, Waiter)>,
     answered: u64,
@@ -63,15 +63,24 @@ pub(super) struct Writer {
 impl Writer {
     /// A writer that hears `inbox`.
     #[must_use]
-    pub(super) fn new(core: Core, inbox: Receiver<Input>, files: FilesSource, published: Published) -> Self {
+    pub(super) fn new(core: Core, inbox: Receiver<Input>, source: Source, published: Published) -> Self {
         let next_check = Instant::now() + CHECK_HOOKS;
-        Self { core, inbox, files, published, waiting: Vec::new(), answered: 0, told: Vec::new(), next_check }
+        Self {
+            core,
+            inbox,
+            source,
+            published,
+            waiting: Vec::new(),
+            answered: 0,
+            told: Vec::new(),
+            next_check,
+        }
     }
 
     /// Works until it is told to stop.
     pub(super) fn run(mut self) {
         while let Some(batch) = self.gather() {
-            let changed = !batch.updates.is_empty();
+            let changed = batch.updates.iter().any(|update| !update.deltas.is_empty());
             self.core.handle(batch);
             if changed {
                 self.core.tally.last_change = Some(SystemTime::now());
@@ -106,9 +115,12 @@ impl Writer {
 
     fn take(&mut self, input: Input, batch: &mut Batch) -> Option<()> {
         match input {
-            Input::Files(told) => {
-                self.answered = self.answered.max(told.answered);
-                batch.updates.push(told.update);
+            Input::Source(Told { update, answered, state }) => {
+                self.answered = self.answered.max(answered);
+                if state.synced {
+                    batch.updates.push(update);
+                }
+                batch.source = Some(state);
             }
             Input::Network => batch.network = true,
             Input::Passed(Passed { upto, slots }) => {
@@ -118,7 +130,7 @@ impl Writer {
             }
             Input::Wait(waiter) => {
                 batch.network = true;
-                self.waiting.push((self.files.read_again(), waiter));
+                self.waiting.push((self.source.read_again(), waiter));
             }
             Input::Stop => return None,
         }
@@ -127,18 +139,21 @@ impl Writer {
 
     fn answer(&mut self, view: &View) {
         let now = Instant::now();
-        let mut missing = view.missing();
+        let missing = view.missing();
         for (number, waiter) in std::mem::take(&mut self.waiting) {
             let read = self.answered >= number;
             if waiter.deadline > now && (!read || !missing.is_empty()) {
                 self.waiting.push((number, waiter));
                 continue;
             }
+            let mut missing = missing.clone();
             if !read && missing.is_empty() {
-                missing.push("the manifests are being read, or a file in them is being written".to_owned());
+                let SourceState { error, .. } = &view.source;
+                missing.extend((!error.is_empty()).then(|| error.clone()));
+                missing.push(self.source.unanswered().to_owned());
             }
             // Whoever asked may have gone.
-            drop(waiter.reply.send(Waited { plan: view.plan, missing: missing.clone() }));
+            drop(waiter.reply.send(Waited { plan: view.plan, missing }));
         }
     }
 

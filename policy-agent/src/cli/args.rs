@@ -9,11 +9,14 @@ const ABOUT: &str = "Enforces Kubernetes NetworkPolicy on this node, in the kern
 
 const AFTER: &str = "\
 Exit codes:
-  0  done            3  no permission        6  another agent is running
-  1  failed          4  kernel lacks         7  manifests cannot be read
-  2  bad usage       5  bpffs missing        8  --once: not everything is enforced
+  0  done            4  kernel lacks                 7  manifests cannot be read
+  1  failed          5  bpffs missing                8  --once: not everything is enforced
+  2  bad usage       6  another agent is running     9  no usable configuration of an API server
+  3  no permission
 
 Examples:
+  policy-agent run                                   enforce what the API server of this pod's cluster holds
+  policy-agent run --kubeconfig FILE                 the same, with the credentials of a file
   policy-agent run --manifests /etc/policy-agent     enforce the objects in a directory, and follow its changes
   policy-agent run --manifests ./m --once            apply once and end; the kernel goes on enforcing
   policy-agent cleanup                               stop enforcing and leave nothing behind
@@ -67,9 +70,21 @@ pub struct Paths {
 /// Flags of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// Directory of YAML and JSON objects: Namespace, Pod, Node, Service, NetworkPolicy. Changes are followed.
-    #[arg(long, value_name = "DIR", env = "POLICY_AGENT_MANIFESTS")]
-    pub manifests: PathBuf,
+    /// Directory of YAML and JSON objects (Namespace, Pod, Node, Service, NetworkPolicy) in place of a cluster's.
+    /// Changes are followed.
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "POLICY_AGENT_MANIFESTS",
+        conflicts_with_all = ["kubeconfig", "context"]
+    )]
+    pub manifests: Option<PathBuf>,
+    /// Which API server, and as whom. Default: those of the pod this runs in, else KUBECONFIG, else ~/.kube/config.
+    #[arg(long, value_name = "FILE", env = "POLICY_AGENT_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig. Default: its current one.
+    #[arg(long, value_name = "NAME", env = "POLICY_AGENT_CONTEXT")]
+    pub context: Option<String>,
     /// Name of this node: pods whose spec.nodeName equals it are local. Default: the host's name.
     #[arg(long, value_name = "NAME", env = "POLICY_AGENT_NODE_NAME")]
     pub node_name: Option<String>,
@@ -150,6 +165,17 @@ pub enum LogFormat {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn objects_come_from_one_place() {
+        let run = |more: &[&str]| {
+            Cli::try_parse_from(["policy-agent", "run"].iter().chain(more)).map_err(|e| e.exit_code())
+        };
+        assert!(run(&["--manifests", "m"]).is_ok() && run(&["--kubeconfig", "k", "--context", "c"]).is_ok());
+        assert!(run(&[]).is_ok(), "in a pod");
+        assert_eq!(run(&["--manifests", "m", "--kubeconfig", "k"]).err(), Some(2));
+        assert_eq!(run(&["--manifests", "m", "--context", "c"]).err(), Some(2));
+    }
 
     #[test]
     fn the_command_line_is_sound_and_every_flag_has_its_variable() {

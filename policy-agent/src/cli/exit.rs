@@ -29,6 +29,8 @@ pub enum Exit {
     Manifests = 7,
     /// `--once`: not everything is enforced.
     Incomplete = 8,
+    /// No API server is configured, or its configuration cannot be used.
+    Cluster = 9,
 }
 
 impl From<Exit> for ExitCode {

@@ -67,7 +67,10 @@ fn sources(sources: &[Source], screen: &mut Screen<'_>) -> io::Result<()> {
     }
     writeln!(screen.out, "\nsources")?;
     for source in sources {
-        let state = if !source.error.is_empty() {
+        // What is missing says why.
+        let state = if !source.missing.is_empty() {
+            screen.paint(Colour::Yellow, "not all read yet")
+        } else if !source.error.is_empty() {
             screen.paint(Colour::Red, &plain(&source.error))
         } else if source.synced {
             "synced".to_owned()
@@ -76,6 +79,9 @@ fn sources(sources: &[Source], screen: &mut Screen<'_>) -> io::Result<()> {
         };
         let changed = time(&screen.zone, source.last_change.as_ref(), "%Y-%m-%d %H:%M:%S %Z");
         writeln!(screen.out, "  {} {}: {state}, last change {changed}", source.kind, source.location)?;
+        for missing in &source.missing {
+            writeln!(screen.out, "    {}", screen.paint(Colour::Yellow, &plain(missing)))?;
+        }
     }
     Ok(())
 }

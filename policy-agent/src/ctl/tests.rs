@@ -62,6 +62,7 @@ fn status() -> StatusResponse {
             synced: true,
             last_change: time(1_790_000_060),
             error: String::new(),
+            missing: Vec::new(),
         }],
         problems: vec![Problem {
             object: "NetworkPolicy shop/db".into(),

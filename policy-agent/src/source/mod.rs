@@ -1,6 +1,7 @@
-//! Where objects come from: manifests in a directory, each change as deltas of the world.
+//! Where objects come from: manifests in a directory or an API server, each change as deltas of the world.
 
 pub mod files;
+pub mod kube;
 pub mod objects;
 pub mod service;
 pub mod text;
@@ -10,6 +11,60 @@ use std::fmt;
 use std::sync::Arc;
 
 use serde_json::Value;
+
+use self::kube::KubeSource;
+use self::objects::Update;
+use self::service::FilesSource;
+
+/// A running source. It tells [`Told`] to whoever started it.
+#[derive(Debug)]
+pub enum Source {
+    /// Manifests in a directory.
+    Files(FilesSource),
+    /// An API server.
+    Kubernetes(KubeSource),
+}
+
+/// News of a source.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    /// Changes and problems. The first update of a source holds all that it has; none comes before it is synced.
+    pub update: Update,
+    /// Requests to read again that everything told until now, this included, answers.
+    pub answered: u64,
+    /// How the source is doing.
+    pub state: SourceState,
+}
+
+/// How a source is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceState {
+    /// Everything that it has was told once.
+    pub synced: bool,
+    /// What is missing for that, one sentence an entry.
+    pub missing: Vec<String>,
+    /// Why it does not deliver; empty = it does.
+    pub error: String,
+}
+
+impl Source {
+    /// Asks for everything that there is now. Returns the number of the request; a later [`Told::answered`] reaches it.
+    pub fn read_again(&mut self) -> u64 {
+        match self {
+            Self::Files(files) => files.read_again(),
+            Self::Kubernetes(kube) => kube.read_again(),
+        }
+    }
+
+    /// Why a request is not answered yet.
+    #[must_use]
+    pub fn unanswered(&self) -> &'static str {
+        match self {
+            Self::Files(_) => "the manifests are being read, or a file in them is being written",
+            Self::Kubernetes(_) => "not everything that the API server holds has arrived",
+        }
+    }
+}
 
 /// Where an object was read.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

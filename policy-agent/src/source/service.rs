@@ -8,15 +8,7 @@ use std::thread::{self, JoinHandle};
 use super::files::{Files, Scan};
 use super::objects::{Located, Objects, Update};
 use super::watch::{Due, Message, Watch};
-
-/// What the thread tells: what changed, and how many of the readings that were asked for it includes.
-#[derive(Clone, Debug, Default)]
-pub struct Told {
-    /// Changes and problems.
-    pub update: Update,
-    /// Requests to read again that this reading, which began after they came, answers.
-    pub answered: u64,
-}
+use super::{SourceState, Told};
 
 /// The running thread. Dropping it ends the thread.
 #[derive(Debug)]
@@ -96,7 +88,8 @@ impl Reader {
             let news = first || asked > 0 || !update.deltas.is_empty() || update.problems != self.problems;
             self.problems.clone_from(&update.problems);
             first = false;
-            if news && !tell(Told { update, answered }) {
+            let state = SourceState { synced: true, ..SourceState::default() };
+            if news && !tell(Told { update, answered, state }) {
                 return;
             }
             due = self.watch.wait();

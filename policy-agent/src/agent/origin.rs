@@ -1,0 +1,72 @@
+//! Where the agent's objects come from, as its flags say: checked before anything is changed, started later.
+
+use std::path::PathBuf;
+
+use crate::cli::{Exit, Failure, RunArgs};
+use crate::source::files::read_dir;
+use crate::source::kube::connect::{self, Connection, connect};
+use crate::source::kube::{KubeSource, kind};
+use crate::source::service::FilesSource;
+use crate::source::{Source, Told};
+
+/// Where objects come from.
+pub(super) enum Origin {
+    /// Manifests in a directory.
+    Files(PathBuf),
+    /// An API server.
+    Kubernetes(Connection),
+}
+
+impl Origin {
+    /// What the flags say. No API server is asked: one that does not answer yet is waited for.
+    pub(super) async fn of(args: &RunArgs) -> Result<Self, Failure> {
+        let Some(manifests) = &args.manifests else {
+            let made = connect(args.kubeconfig.as_deref(), args.context.as_deref()).await;
+            return Ok(Self::Kubernetes(made?));
+        };
+        read_dir(manifests).map_err(|error| {
+            Failure::text(Exit::Manifests, format!("--manifests {}: {error}", manifests.display()))
+                .hint("give a directory of YAML or JSON files that can be read")
+        })?;
+        Ok(Self::Files(manifests.clone()))
+    }
+
+    /// Name of its kind, for people.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Files(_) => "files",
+            Self::Kubernetes(_) => "kubernetes",
+        }
+    }
+
+    /// Directory or address.
+    pub(super) fn location(&self) -> String {
+        match self {
+            Self::Files(path) => path.display().to_string(),
+            Self::Kubernetes(Connection { location, .. }) => location.clone(),
+        }
+    }
+
+    /// Starts the source, on the runtime of the caller.
+    pub(super) fn start(
+        &self,
+        node: &str,
+        tell: impl Fn(Told) -> bool + Send + 'static,
+    ) -> Result<Source, Failure> {
+        match self {
+            Self::Files(path) => FilesSource::start(path, tell)
+                .map(Source::Files)
+                .map_err(|e| Failure::text(Exit::Manifests, format!("--manifests {}: {e}", path.display()))),
+            Self::Kubernetes(connection) => {
+                Ok(Source::Kubernetes(KubeSource::start(connection, node, &kind::NEEDED, tell)))
+            }
+        }
+    }
+}
+
+impl From<connect::Error> for Failure {
+    fn from(error: connect::Error) -> Self {
+        let hint = error.hint();
+        Self::new(Exit::Cluster, &error).hint(hint)
+    }
+}

@@ -1,0 +1,92 @@
+//! Objects from the API server of a cluster: a task watches each kind, and one store tells what is news.
+//!
+//! ```text
+//! Watcher (each kind) ─┐
+//!                      ├─> Store ─> Told ─> writer
+//! ask (policyctl wait) ┘
+//! ```
+
+mod ask;
+mod backoff;
+pub mod connect;
+mod fault;
+mod intern;
+pub mod kind;
+mod line;
+mod object;
+mod pages;
+mod point;
+mod shape;
+mod store;
+mod watch;
+
+use tokio::sync::mpsc::{self, Receiver, UnboundedSender};
+use tokio::task::JoinSet;
+
+use self::connect::Connection;
+use self::kind::Kind;
+use self::store::{Message, Store};
+use self::watch::Watcher;
+use super::Told;
+
+/// Messages between the watches and the store: when it is full the watches wait, and with them the server.
+const QUEUE: usize = 4096;
+
+/// The running tasks. Dropping it ends them.
+#[derive(Debug)]
+pub struct KubeSource {
+    asked: u64,
+    asks: UnboundedSender<u64>,
+    _tasks: JoinSet<()>,
+}
+
+impl KubeSource {
+    /// Starts the tasks, on the runtime of the caller. `tell` gets the state of the source at once, the objects as soon
+    /// as every kind is complete, and then every change; it returns false when nobody listens any more.
+    #[must_use]
+    pub fn start(
+        connection: &Connection,
+        node: &str,
+        kinds: &[Kind],
+        tell: impl Fn(Told) -> bool + Send + 'static,
+    ) -> Self {
+        let (out, messages) = mpsc::channel(QUEUE);
+        let (asks, asked) = mpsc::unbounded_channel();
+        let mut tasks = JoinSet::new();
+        for kind in kinds {
+            tasks.spawn(Watcher::new(connection.client.clone(), *kind, out.clone()).run());
+        }
+        tasks.spawn(ask::run(connection.client.clone(), kinds.to_vec(), asked, out));
+        tasks.spawn(tell_all(Store::new(node, kinds), messages, tell));
+        Self { asked: 0, asks, _tasks: tasks }
+    }
+
+    /// Asks that everything the API server holds now be told. Returns the number of the request; a later
+    /// [`Told::answered`] reaches it.
+    pub fn read_again(&mut self) -> u64 {
+        self.asked += 1;
+        // The task ends only with this value.
+        let _: Result<(), _> = self.asks.send(self.asked);
+        self.asked
+    }
+}
+
+/// Everything that has arrived is told at once: it becomes one plan.
+async fn tell_all(mut store: Store, mut messages: Receiver<Message>, tell: impl Fn(Told) -> bool) {
+    loop {
+        if let Some(told) = store.told()
+            && !tell(told)
+        {
+            return;
+        }
+        let Some(message) = messages.recv().await else { return };
+        store.take(message);
+        // No more than fits in the queue: a server that never pauses must not keep us from telling.
+        for _ in 0..QUEUE {
+            match messages.try_recv() {
+                Ok(message) => store.take(message),
+                Err(_) => break,
+            }
+        }
+    }
+}
