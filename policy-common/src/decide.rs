@@ -5,71 +5,40 @@
 //! into functions with frames of their own.
 
 use crate::abi::{
-    CLASS_NONE, Direction, EndpointWord, Flow, HostWord, LocalKey, Outcome, ROW_CLOSED, ROW_OPEN, action,
+    CLASS_NONE, Direction, EndpointWord, Flow, HostWord, LocalKey, Outcome, ROW_OPEN, action,
     endpoint_config, endpoint_words, host_flags, tag,
 };
+use crate::case::{Case, case, opener, window};
 use crate::family::Family;
-use crate::flow::{FlowMaps, FlowWord, Host, State, flow_flags, fragments, key_check, window_open};
-use crate::judge::Judge;
+use crate::flow::{FlowMaps, FlowWord, Host, State, flow_flags, fragments, key_check};
+use crate::judge::{Judge, Sides};
 use crate::packet::{Packet, facts, protocol, tcp};
 use crate::reason::Reason;
+use crate::side::{self, Side};
+use crate::tagged;
 use crate::verdict::Verdict;
 
 /// Every access that a decision needs.
-pub trait Maps<F: Family>: Judge<F> + FlowMaps<F> + Host {}
-impl<F: Family, M: Judge<F> + FlowMaps<F> + Host> Maps<F> for M {}
+pub trait Maps<F: Family>: Judge<F> + Sides + FlowMaps<F> + Host {}
+impl<F: Family, M: Judge<F> + Sides + FlowMaps<F> + Host> Maps<F> for M {}
 
 /// Index of a local address that is not the endpoint's.
-const NOT_LOCAL: u8 = 255;
+pub(crate) const NOT_LOCAL: u8 = 255;
 /// Index of the endpoint's first address of a family.
 const FIRST_LOCAL: u8 = 1;
 /// Opener of a flow that was met in the middle.
-const UNKNOWN: u8 = 0;
-
-/// What is to be done with a packet before the tables are asked.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Case {
-    /// Its flow is known, and what it was told still holds.
-    Stored,
-    /// Its flow is known and must be judged again.
-    Again,
-    /// It opens a flow.
-    Open,
-    /// A SYN against a living flow of the other side: judged alone, the flow stays.
-    Alone,
-    /// The pod accepts a connection over a flow that it had opened itself.
-    Accept,
-    /// In the middle of an unknown flow.
-    Middle,
-    /// The same, while the endpoint picks up the flows that it had before it was hooked.
-    PickUp,
-}
-
-impl Case {
-    #[inline(always)]
-    const fn from_number(number: u64) -> Self {
-        match number {
-            0 => Self::Stored,
-            1 => Self::Again,
-            2 => Self::Open,
-            3 => Self::Alone,
-            4 => Self::Accept,
-            5 => Self::Middle,
-            _ => Self::PickUp,
-        }
-    }
-}
+pub(crate) const UNKNOWN: u8 = 0;
 
 /// What holds for one packet from start to end.
-struct Step<A> {
-    word: EndpointWord,
-    direction: Direction,
-    remote: A,
-    local_port: u16,
-    remote_port: u16,
-    local: u8,
-    config: u16,
-    now: u32,
+pub(crate) struct Step<A> {
+    pub(crate) word: EndpointWord,
+    pub(crate) direction: Direction,
+    pub(crate) remote: A,
+    pub(crate) local_port: u16,
+    pub(crate) remote_port: u16,
+    pub(crate) local: u8,
+    pub(crate) config: u16,
+    pub(crate) now: u32,
 }
 
 /// What the tables said.
@@ -138,7 +107,7 @@ pub fn established<F: Family, M: Maps<F>>(
     if next != state {
         maps.touch(handle, next.0);
     }
-    Some(Verdict::plain(Reason::Established).opened_by(entry.opener()))
+    Some(continued(entry))
 }
 
 /// {own address, remote address, local port, remote port} of a packet.
@@ -178,7 +147,7 @@ pub fn decide_slowly<F: Family, M: Maps<F>>(
         return Verdict::plain(Reason::SpoofedSource);
     }
     if packet.is(facts::FIRST_FRAGMENT | facts::LATER_FRAGMENT)
-        && !fragments::<F, M>(maps, identity as u32, direction, packet, now)
+        && !fragments::<F, M>(maps, identity as u32, direction as u8, packet, now)
     {
         // Without its first fragment the datagram is never put together: nothing to win by dropping for an open pod.
         let open = word.row(direction) == ROW_OPEN;
@@ -191,7 +160,7 @@ pub fn decide_slowly<F: Family, M: Maps<F>>(
 
 /// Index of an address of the endpoint: 1 for the first of its family.
 #[inline(always)]
-fn local_index<F: Family, M: Maps<F>>(maps: &M, address: &F::Address) -> u8 {
+pub(crate) fn local_index<F: Family, M: Maps<F>>(maps: &M, address: &F::Address) -> u8 {
     let wide = F::wide(address);
     if *address == F::first_address(maps) {
         // The unspecified address is nobody's, also where the endpoint has no address of the family.
@@ -280,78 +249,14 @@ fn stored<F: Family, M: Maps<F>>(
             maps.touch(handle, next.0);
         }
     }
-    Verdict::plain(Reason::Established).opened_by(entry.opener())
+    continued(entry)
 }
 
-/// Which case a packet is; `None`: it needs a flow and has none.
+/// The verdict on a packet of a flow that is allowed.
 #[inline(always)]
-fn case<F: Family, M: Maps<F>>(
-    maps: &M,
-    step: &Step<F::Address>,
-    packet: &Packet<F::Address>,
-    entry: FlowWord,
-    state: State,
-    found: Option<M::Handle>,
-) -> Option<Case> {
-    let handshake = if packet.protocol == protocol::TCP && !packet.is(facts::ERROR) {
-        packet.flags & (tcp::SYN | tcp::ACK)
-    } else {
-        0
-    };
-    let accept = handshake == tcp::SYN | tcp::ACK;
-    let egress = step.direction as u8 == Direction::Egress as u8;
-    if entry.0 == 0 {
-        if packet.is(facts::ERROR) {
-            return None;
-        }
-        if packet.is(facts::OPENS) {
-            return Some(Case::Open);
-        }
-        if window(maps, step.now) {
-            return Some(Case::PickUp);
-        }
-        // Our own SYN would have made an entry.
-        return if accept && !egress { None } else { Some(Case::Middle) };
-    }
-    if handshake == tcp::SYN {
-        // Never a reply. A flow that is closing or cut is not alive any more.
-        let other = entry.opener() != step.direction as u8;
-        return Some(if other && entry.allows() && !state.closing() { Case::Alone } else { Case::Open });
-    }
-    if accept && egress && entry.opener() == Direction::Egress as u8 {
-        return Some(Case::Accept);
-    }
-    if entry.epoch() == step.word.epoch {
-        return Some(Case::Stored);
-    }
-    if step.config & endpoint_config::KEEP != 0
-        && entry.allows()
-        && let Some(handle) = found
-    {
-        let opened = (maps.origin(handle) >> 32) as u32;
-        if opened.wrapping_sub(maps.endpoint(endpoint_words::KEEP) as u32) as i32 >= 0 {
-            return Some(Case::Stored);
-        }
-    }
-    // What was allowed by its tag is judged again when the next tag comes by.
-    let by_tag = entry.flags() & flow_flags::BY_TAG != 0 && egress;
-    Some(if by_tag { Case::Stored } else { Case::Again })
-}
-
-#[inline(always)]
-fn window<H: Host>(host: &H, now: u32) -> bool {
-    window_open(now, (host.endpoint(endpoint_words::ADDRESS4) >> 32) as u32)
-}
-
-/// Who opened the flow that a packet belongs to.
-#[inline(always)]
-fn opener(case: Case, entry: FlowWord, direction: Direction) -> u8 {
-    match case {
-        Case::Stored | Case::Again => entry.opener(),
-        Case::Open | Case::Alone => direction as u8,
-        Case::Accept => Direction::Ingress as u8,
-        Case::Middle | Case::PickUp => UNKNOWN,
-    }
+fn continued(entry: FlowWord) -> Verdict {
+    let deferred = entry.flags() & flow_flags::DEFERRED != 0;
+    Verdict::plain(Reason::Established).opened_by(entry.opener()).deferred_if(deferred)
 }
 
 /// The tables' verdict on the opening direction; on both where the opener is not known.
@@ -367,16 +272,29 @@ fn judge<F: Family, M: Maps<F>>(
     let opener = opener(case, entry, step.direction);
     let both = opener == UNKNOWN;
     // Nothing to look up for an endpoint that no policy selects.
-    let peer = if step.word.ingress_row | step.word.egress_row == ROW_OPEN {
+    let mut peer = if step.word.ingress_row | step.word.egress_row == ROW_OPEN {
         HostWord { check: 0, class: CLASS_NONE, flags: 0 }
     } else {
         maps.classify(&step.remote)
     };
+    if step.direction as u8 == Direction::Ingress as u8 && !judged.by_tag && tagged::is_current(maps) {
+        if peer.flags & host_flags::OWN_NODE != 0 {
+            // Masqueraded by the node, but its tag still says who sent it.
+            peer.class = maps.classify(&tagged::address::<F, M>(maps)).class;
+        } else if case != Case::Again
+            && peer.flags & host_flags::POD != 0
+            && !tagged::has::<F, M>(maps, &step.remote)
+        {
+            // The address of one pod under the tag of another.
+            judged.verdict = Verdict::plain(Reason::SpoofedSource);
+            return;
+        }
+    }
+    let peer = HostWord::unpack(maps.forget(peer.pack()));
     let mut side = if both { step.direction as u8 } else { opener };
     let (mut first, mut second) = (Verdict(0), Verdict(0));
     for round in 0..2 {
         let v = one_way::<F, M>(maps, step, number, peer, side == Direction::Ingress as u8, judged.by_tag);
-        let v = Verdict(maps.forget(v.0));
         if round == 1 {
             second = v;
             break;
@@ -399,10 +317,11 @@ fn judge<F: Family, M: Maps<F>>(
             judged.verdict = Verdict::undecided();
         }
         Case::Again | Case::PickUp => {
-            if first.passes() != second.passes() {
-                let either = case == Case::PickUp || window(maps, step.now);
-                judged.verdict = if first.passes() == either { first } else { second };
-            }
+            let either = case == Case::PickUp || window(maps, step.now);
+            let differ = first.passes() != second.passes();
+            // Where both pass, one side suffices and needs no more judgement, or both are needed and one does.
+            let better = (differ & (first.passes() == either)) | (!differ & (first.is_deferred() != either));
+            judged.verdict = Verdict(maps.forget(if better { first.0 } else { second.0 }));
         }
     }
     let v = judged.verdict;
@@ -416,42 +335,23 @@ fn judge<F: Family, M: Maps<F>>(
 fn one_way<F: Family, M: Maps<F>>(
     maps: &M,
     step: &Step<F::Address>,
-    number: u8,
+    protocol: u8,
     peer: HostWord,
     ingress: bool,
     by_tag: bool,
 ) -> Verdict {
-    let row = if ingress { step.word.ingress_row } else { step.word.egress_row };
-    if row == ROW_OPEN {
-        return Verdict::plain(Reason::NotIsolated);
-    }
-    if ingress && by_tag {
-        return Verdict::plain(Reason::Allowed);
-    }
-    if peer.flags & host_flags::OWN_NODE != 0 {
-        if !ingress || step.config & endpoint_config::MASQUERADED_ALLOW != 0 {
-            return Verdict::plain(Reason::OwnNode);
-        }
-        // Only the way in shows whether a process of the node speaks or somebody whom the node masquerades.
-        if step.direction as u8 == Direction::Egress as u8 {
-            return Verdict::undecided();
-        }
-        if maps.made_by_own_process() {
-            return Verdict::plain(Reason::OwnNode);
-        }
-    }
-    let port = if ingress { step.local_port } else { step.remote_port };
-    let (id, outcome) = maps.look_up(row, peer.class, number, port);
-    let reason = if outcome.action() == action::ALLOW {
-        Reason::Allowed
-    } else if row == ROW_CLOSED && step.config & endpoint_config::PENDING != 0 {
-        Reason::PolicyPending
-    } else if outcome.rule() == 0 {
-        Reason::NoRuleMatched
-    } else {
-        Reason::DeniedByRule
-    };
-    Verdict::judged(reason, outcome, peer.class, id)
+    let on_the_way_in = step.direction as u8 == Direction::Ingress as u8;
+    maps.side(Side {
+        row: if ingress { step.word.ingress_row } else { step.word.egress_row },
+        config: step.config,
+        class: peer.class,
+        host: peer.flags,
+        protocol,
+        port: if ingress { step.local_port } else { step.remote_port },
+        bits: (ingress as u8 * side::INGRESS)
+            | (on_the_way_in as u8 * side::ON_THE_WAY_IN)
+            | (by_tag as u8 * side::BY_TAG),
+    })
 }
 
 /// Stores what was judged, and gives the verdict its opener.
@@ -476,7 +376,8 @@ fn record<F: Family, M: Maps<F>>(
     if verdict.passes() && !packet.is(facts::ERROR) {
         state = state.after(packet, next.opener, step.direction, step.now);
     }
-    let flags = if judged.by_tag { flow_flags::BY_TAG } else { 0 };
+    let flags = if judged.by_tag { flow_flags::BY_TAG } else { 0 }
+        | (verdict.is_deferred() as u8 * flow_flags::DEFERRED);
     let flow = Flow {
         word: FlowWord::new(step.word.epoch, next.check, verdict.action(), next.opener, flags).0,
         seen: state.seen(),

@@ -68,6 +68,8 @@ pub mod event_flags {
     pub const ICMP_INNER: u8 = 2;
     /// A verdict on a new flow, not a drop.
     pub const VERDICT: u8 = 4;
+    /// Judged behind the translation of a Service: addresses and ports are the translated ones.
+    pub const EXIT: u8 = 8;
 }
 
 const _: () = assert!(size_of::<Event>() == EVENT_SIZE);

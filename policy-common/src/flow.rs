@@ -45,8 +45,8 @@ pub trait Host {
     fn now(&self) -> u32;
     /// Tag of the packet ([`crate::abi::tag`]).
     fn tag(&self) -> u16;
-    /// Whether a process of the node made the packet: no ingress interface, and a socket. Only on the way to a pod.
-    fn made_by_own_process(&self) -> bool;
+    /// A word of the endpoint that the packet's tag names, 0 when there is none.
+    fn tagged(&self, word: u32) -> u64;
     /// `value`. In the kernel the verifier loses what it knew of it: see [`crate::packet::Bytes::forget`].
     #[inline(always)]
     fn forget(&self, value: u64) -> u64 {
@@ -64,7 +64,7 @@ pub mod flow_flags {
     pub const PRESENT: u8 = 1;
     /// Allowed by the tag of the endpoint itself: only packets with a tag can judge it again.
     pub const BY_TAG: u8 = 2;
-    /// Judged at the exit (reserved for Services).
+    /// Towards a Service or the own node: each packet is judged where its destination is real.
     pub const DEFERRED: u8 = 4;
     /// Keep when a learned name expires (reserved).
     pub const KEEP_ON_LOSS: u8 = 8;
@@ -229,13 +229,13 @@ pub const fn window_open(now: u32, until: u32) -> bool {
     until != 0 && (until.wrapping_sub(now) as i32) > 0
 }
 
-/// Remembers the ports of a first fragment; gives a later one the ports and the protocol of its first. `false`: the
-/// first was not seen.
+/// Remembers the ports of a first fragment, seen at `side` (as in [`FragmentKey`]); gives a later one the ports and the
+/// protocol of its first. `false`: the first was not seen.
 #[inline(always)]
 pub fn fragments<F: Family, M: FlowMaps<F> + Host>(
     maps: &M,
     endpoint: u32,
-    direction: Direction,
+    side: u8,
     packet: &mut Packet<F::Address>,
     now: u32,
 ) -> bool {
@@ -245,7 +245,7 @@ pub fn fragments<F: Family, M: FlowMaps<F> + Host>(
         endpoint,
         id: packet.fragment,
         protocol: number,
-        direction: direction as u8,
+        direction: side,
         family: F::NUMBER as u16,
         source: F::wide(&packet.source),
         destination: F::wide(&packet.destination),

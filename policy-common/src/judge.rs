@@ -2,6 +2,8 @@
 
 use crate::abi::{CLASS_NONE, HostWord, Interval, Outcome, ROW_OPEN, RuleSet, action, host_flags};
 use crate::family::Family;
+use crate::side::Side;
+use crate::verdict::Verdict;
 
 /// Steps of the binary search: enough for [`crate::abi::limits::INTERVALS_PER_SET`] intervals.
 pub const SEARCH_STEPS: u32 = 10;
@@ -22,23 +24,23 @@ pub trait PolicyMaps<F: Family> {
     fn interval(&self, index: u32) -> u64;
 }
 
-/// The two questions that a decision asks the tables. The kernel answers them by functions of their own, which the
-/// verifier walks once and not for every path of the decision.
+/// Who an address is. The kernel answers this and the next question by functions of their own, which
+/// the verifier walks once and not for every path of the decision.
 pub trait Judge<F: Family> {
     /// [`classify`].
     fn classify(&self, address: &F::Address) -> HostWord;
-    /// [`look_up`].
-    fn look_up(&self, row: u16, class: u16, protocol: u8, port: u16) -> (u16, Outcome);
+}
+
+/// The question that joins them with the path of the packet.
+pub trait Sides {
+    /// [`crate::side::judge_side`].
+    fn side(&self, side: Side) -> Verdict;
 }
 
 impl<F: Family, M: PolicyMaps<F>> Judge<F> for M {
     #[inline(always)]
     fn classify(&self, address: &F::Address) -> HostWord {
         classify::<F, Self>(self, address)
-    }
-    #[inline(always)]
-    fn look_up(&self, row: u16, class: u16, protocol: u8, port: u16) -> (u16, Outcome) {
-        look_up::<F, Self>(self, row, class, protocol, port)
     }
 }
 

@@ -5,12 +5,16 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;
+mod case;
 pub mod decide;
 pub mod event;
+pub mod exit;
 pub mod family;
 pub mod flow;
 pub mod judge;
 pub mod packet;
 pub mod reason;
 pub mod seen;
+pub mod side;
+pub mod tagged;
 pub mod verdict;

@@ -46,11 +46,15 @@ pub enum Reason {
     RogueNeighbour = 19,
     /// Dropped: a map lookup that must succeed failed; fail closed.
     Internal = 20,
+    /// Dropped: the tag names an endpoint that is no more, so nobody's policy can judge the packet.
+    StaleTag = 21,
+    /// Passed at the pod: judged where its destination is real, behind the translation of a Service.
+    Deferred = 22,
 }
 
 impl Reason {
     /// Every reason, in order of their numbers.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::NotIsolated,
         Self::Allowed,
         Self::Established,
@@ -72,6 +76,8 @@ impl Reason {
         Self::MappedAddress,
         Self::RogueNeighbour,
         Self::Internal,
+        Self::StaleTag,
+        Self::Deferred,
     ];
 
     /// The reason with this number.
@@ -84,7 +90,7 @@ impl Reason {
     #[inline(always)]
     #[must_use]
     pub const fn passes(self) -> bool {
-        (self as u8) < Self::NoRuleMatched as u8
+        (self as u8) < Self::NoRuleMatched as u8 || self as u8 == Self::Deferred as u8
     }
 
     /// Name in events, metrics and JSON: lower case with underscores.
@@ -112,6 +118,8 @@ impl Reason {
             Self::MappedAddress => "mapped_address",
             Self::RogueNeighbour => "rogue_neighbour",
             Self::Internal => "internal",
+            Self::StaleTag => "stale_tag",
+            Self::Deferred => "deferred",
         }
     }
 
@@ -140,6 +148,8 @@ impl Reason {
             Self::MappedAddress => "an IPv4-mapped IPv6 address on the wire",
             Self::RogueNeighbour => "a router advertisement or redirect sent by a pod",
             Self::Internal => "a table lookup failed; closed for safety",
+            Self::StaleTag => "the pod that sent it is no more",
+            Self::Deferred => "judged behind the Service, where the destination is real",
         }
     }
 }

@@ -3,12 +3,14 @@
 use crate::abi::{Outcome, action, limits};
 use crate::reason::Reason;
 
-/// A verdict: {action 4, reason 6, rule 24, class 12, rule set 14, opener 2, flags 2}.
+/// A verdict: {action 3, deferred 1, reason 6, rule 24, class 12, rule set 14, opener 2, flags 2}.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict(pub u64);
 
 /// The tables cannot say: what the flow was told last holds.
-const UNDECIDED: u8 = 15;
+const UNDECIDED: u8 = 7;
+/// The pod's egress is judged where the destination is real.
+const DEFERRED: u64 = 1 << 3;
 
 impl Verdict {
     /// A verdict without rule.
@@ -48,6 +50,17 @@ impl Verdict {
     pub(crate) const fn opened_by(self, opener: u8) -> Self {
         Self(self.0 | (opener as u64 & 3) << 60)
     }
+    /// The same verdict, with the egress left to be judged where the destination is real if `deferred`.
+    #[inline(always)]
+    pub(crate) const fn deferred_if(self, deferred: bool) -> Self {
+        Self(self.0 | (deferred as u64) << 3)
+    }
+    /// Whether the egress is still to be judged, where the destination is real.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_deferred(self) -> bool {
+        self.0 & DEFERRED != 0
+    }
     /// The tables were asked: a first packet or a re-judgement, to be counted.
     #[inline(always)]
     pub(crate) const fn counted(self) -> Self {
@@ -62,7 +75,7 @@ impl Verdict {
     #[inline(always)]
     #[must_use]
     pub const fn action(self) -> u8 {
-        (self.0 & 15) as u8
+        (self.0 & 7) as u8
     }
     /// Whether the packet passes.
     #[inline(always)]
@@ -135,6 +148,10 @@ mod tests {
         assert!(v.is_counted() && v.is_recorded() && v.passes());
         let d = Verdict::plain(Reason::NoFlow);
         assert_eq!((d.0 >> 10, d.reason()), (0, Reason::NoFlow));
+        let e = v.deferred_if(true);
+        assert!(
+            e.is_deferred() && e.passes() && !v.is_deferred() && e.because(Reason::Deferred).is_deferred()
+        );
         assert!(!d.passes() && Verdict::undecided().is_undecided());
         assert_eq!(v.because(Reason::OwnNode).rule_set(), 16_383);
     }

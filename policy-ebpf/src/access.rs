@@ -3,7 +3,7 @@
 use core::ptr::read_volatile;
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
-use policy_common::abi::{TICK_SHIFT, endpoint_words, limits};
+use policy_common::abi::{InterfaceWord, TICK_SHIFT, endpoint_words, limits, tag};
 use policy_common::flow::Host;
 
 use crate::maps::{EP, IFACE, IFACE_X, META};
@@ -42,9 +42,9 @@ pub(crate) fn word(pointer: Option<*const u64>) -> u64 {
 
 /// The word of the hook's interface, 0 = none.
 #[inline(always)]
-pub(crate) fn interface(ifindex: u32) -> u64 {
+pub(crate) fn interface(ifindex: u32) -> InterfaceWord {
     let w = word(IFACE.get_ptr(ifindex & (limits::INTERFACES - 1)));
-    if w as u32 == ifindex { w } else { word(IFACE_X.get_ptr(ifindex)) }
+    InterfaceWord::unpack(if w as u32 == ifindex { w } else { word(IFACE_X.get_ptr(ifindex)) })
 }
 
 /// A word of `META`.
@@ -78,8 +78,10 @@ impl Host for Kernel {
         self.skb.tc_index() as u16
     }
     #[inline(always)]
-    fn made_by_own_process(&self) -> bool {
-        self.skb.ingress_ifindex() == 0 && self.skb.has_socket()
+    fn tagged(&self, index: u32) -> u64 {
+        let endpoint = EP.get_ptr(tag::slot(self.tag()) as u32);
+        // SAFETY: callers pass constants below the number of words; the verifier checks it.
+        word(endpoint.map(|p| unsafe { p.cast::<u64>().add(index as usize) }))
     }
     #[inline(always)]
     fn forget(&self, value: u64) -> u64 {

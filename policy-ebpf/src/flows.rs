@@ -2,24 +2,21 @@
 
 use core::ptr::{read_volatile, write_volatile};
 
-use policy_common::abi::{Flow, Fragment, FragmentKey, HostWord, LocalKey, Outcome};
+use policy_common::abi::{Flow, Fragment, FragmentKey, HostWord, LocalKey};
 use policy_common::family::{Family, V4, V6};
 use policy_common::flow::FlowMaps;
-use policy_common::judge::Judge;
+use policy_common::judge::{Judge, Sides};
+use policy_common::side::Side;
+use policy_common::verdict::Verdict;
 
 use crate::access::Kernel;
-use crate::judge::{classify4, classify6, look_up};
+use crate::judge::{classify4, classify6, side};
 use crate::maps::{FLOWS4, FLOWS6, FRAGS, LOCALS, SCRATCH, Scratch};
 
 impl Judge<V4> for Kernel {
     #[inline(always)]
     fn classify(&self, address: &u32) -> HostWord {
         HostWord::unpack(classify4(*address))
-    }
-    #[inline(always)]
-    fn look_up(&self, row: u16, class: u16, protocol: u8, port: u16) -> (u16, Outcome) {
-        let found = look_up(row as u32, class as u32, protocol as u32, port as u32);
-        (found as u16, Outcome((found >> 32) as u32))
     }
 }
 
@@ -29,9 +26,13 @@ impl Judge<V6> for Kernel {
         let [a, b, c, d] = address.map(|w| w as u64);
         HostWord::unpack(classify6(a | b << 32, c | d << 32))
     }
+}
+
+impl Sides for Kernel {
     #[inline(always)]
-    fn look_up(&self, row: u16, class: u16, protocol: u8, port: u16) -> (u16, Outcome) {
-        <Self as Judge<V4>>::look_up(self, row, class, protocol, port)
+    fn side(&self, asked: Side) -> Verdict {
+        let (who, what) = asked.pack();
+        Verdict(side(self.skb.raw(), who, what))
     }
 }
 

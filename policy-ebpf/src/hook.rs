@@ -7,7 +7,7 @@
 
 use aya_ebpf::bindings::__sk_buff;
 use policy_common::abi::{
-    Direction, EndpointWord, InterfaceWord, ROW_OPEN, counter_unhooked, endpoint_words, interface_kind, tag,
+    Direction, EndpointWord, ROW_OPEN, counter_unhooked, endpoint_words, interface_kind, tag,
 };
 use policy_common::decide::{decide_slowly, established};
 use policy_common::family::{V4, V6};
@@ -20,21 +20,10 @@ use crate::access::{Kernel, interface};
 use crate::bytes::Direct;
 use crate::count::count;
 use crate::flows::scratch;
+use crate::found::{ARP, FOUND, PULL, SLOW, SLOW4, SLOW6};
 use crate::report::{report, report_place};
 use crate::skb::Skb;
-use crate::{NEXT, SHOT};
-
-/// Bytes made linear when a header is not: Ethernet, IPv6 with some extensions, an ICMP error with what it quotes.
-const PULL: u32 = 256;
-
-/// What [`front_in`] and [`front_out`] found: pass, whoever opened the flow in the low bits.
-const FOUND: u64 = 1 << 8;
-/// ARP passes.
-const ARP: u64 = 1 << 9;
-/// A packet in the scratch value, of the family in the low bits.
-const SLOW: u64 = 1 << 10;
-const SLOW4: u64 = SLOW | 4;
-const SLOW6: u64 = SLOW | 6;
+use crate::{NEXT, SHOT, exit};
 
 /// The functions of one direction.
 macro_rules! direction {
@@ -53,7 +42,7 @@ macro_rules! direction {
                 Ok(Link::Ip4) => match parse4(&bytes, ETHERNET_HEADER) {
                     Ok(packet) => {
                         if let Some(verdict) = established::<V4, _>(&kernel, word, $direction, &packet) {
-                            return FOUND | verdict.opener() as u64;
+                            return FOUND | verdict.is_deferred() as u64;
                         }
                         let Some(scratch) = scratch() else { return refused };
                         scratch.packet4 = packet;
@@ -64,7 +53,7 @@ macro_rules! direction {
                 Ok(Link::Ip6) => match parse6(&bytes, ETHERNET_HEADER) {
                     Ok(packet) => {
                         if let Some(verdict) = established::<V6, _>(&kernel, word, $direction, &packet) {
-                            return FOUND | verdict.opener() as u64;
+                            return FOUND | verdict.is_deferred() as u64;
                         }
                         let Some(scratch) = scratch() else { return refused };
                         scratch.packet6 = packet;
@@ -86,13 +75,19 @@ macro_rules! direction {
                 // Nobody before us may set our tag, least of all the pod.
                 skb.set_tc_index(0);
             }
-            let interface = InterfaceWord::unpack(interface(skb.ifindex()));
+            let interface = interface(skb.ifindex());
             let slot = interface.slot as u32;
             if interface.kind != interface_kind::POD {
                 count(counter_unhooked($direction), skb.len());
                 return NEXT;
             }
             let Some(kernel) = Kernel::new(skb, interface.slot) else { return NEXT };
+            if $direction as u8 == Direction::Egress as u8 {
+                let generation = (kernel.endpoint(endpoint_words::IDENTITY) >> 48) as u16;
+                skb.set_tc_index(tag::new(kernel.slot, generation) as u32);
+            } else if !exit::judged(skb, Direction::Ingress) {
+                return SHOT;
+            }
             let word = kernel.endpoint(endpoint_words::POLICY);
             let mut found = Reason::VlanTagged as u64;
             if skb.vlan_present() == 0 {
@@ -107,7 +102,7 @@ macro_rules! direction {
                 ARP => return NEXT,
                 SLOW4 => Verdict($slow4(skb.raw(), word, slot)),
                 SLOW6 => Verdict($slow6(skb.raw(), word, slot)),
-                _ if found & FOUND != 0 => return pass(&kernel, $direction, found as u8),
+                _ if found & FOUND != 0 => return pass(skb, $direction, found & 1 != 0),
                 _ if EndpointWord::unpack(word).row($direction) == ROW_OPEN => return NEXT,
                 reason => Verdict(reason << 4),
             };
@@ -115,7 +110,7 @@ macro_rules! direction {
                 let family = if found & SLOW != 0 { found as u8 } else { 0 };
                 report(skb.raw(), word, verdict.0, report_place(slot, $direction, family));
             }
-            if verdict.passes() { pass(&kernel, $direction, verdict.opener()) } else { SHOT }
+            if verdict.passes() { pass(skb, $direction, verdict.is_deferred()) } else { SHOT }
         }
     };
     (slow $name:ident, $family:ty, $packet:ident, $direction:expr) => {
@@ -139,11 +134,11 @@ macro_rules! direction {
 direction!(pod_in, front_in, slow_in4, slow_in6, Direction::Ingress);
 direction!(pod_out, front_out, slow_out4, slow_out6, Direction::Egress);
 
+/// The tag, which stands already, says what is left to be judged.
 #[inline(always)]
-fn pass(kernel: &Kernel, direction: Direction, opener: u8) -> i32 {
-    if direction as u8 == Direction::Egress as u8 && opener != Direction::Ingress as u8 {
-        let generation = (kernel.endpoint(endpoint_words::IDENTITY) >> 48) as u16;
-        kernel.skb.set_tc_index(tag::new(kernel.slot, generation) as u32);
+fn pass(skb: Skb, direction: Direction, deferred: bool) -> i32 {
+    if direction as u8 == Direction::Egress as u8 && deferred {
+        skb.set_tc_index(skb.tc_index() | tag::DEFERRED as u32);
     }
     NEXT
 }

@@ -1,4 +1,4 @@
-//! The compiled tables, and the two questions asked of them as functions of their own.
+//! The compiled tables, and the questions asked of them as functions of their own.
 //!
 //! The verifier walks a global function once, with arguments of which it knows nothing, and not again for every path
 //! that leads to a call; and each has a stack frame only while it runs. Arguments and results are numbers: all that
@@ -6,14 +6,17 @@
 
 use core::ptr::read_volatile;
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use policy_common::abi::{RuleSet, limits};
+use policy_common::abi::{Outcome, RuleSet, limits};
 use policy_common::family::{V4, V6};
 use policy_common::judge::{PolicyMaps, classify, look_up as search};
+use policy_common::side::{Side, judge_side};
 
 use crate::access::word;
 use crate::flows::scratch;
 use crate::maps::{HINFO, HOSTS4, HOSTS6, INTERVAL, POLICY, PREFIX4, PREFIX6, RULESET};
+use crate::skb::Skb;
 
 /// The tables.
 struct Tables;
@@ -39,6 +42,20 @@ pub(crate) extern "C" fn classify6(high: u64, low: u64) -> u64 {
 pub(crate) extern "C" fn look_up(row: u32, class: u32, protocol: u32, port: u32) -> u64 {
     let (id, outcome) = search::<V4, _>(&Tables, row as u16, class as u16, protocol as u8, port as u16);
     id as u64 | (outcome.0 as u64) << 32
+}
+
+/// The verdict on one direction; see [`Side::pack`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn side(context: *mut __sk_buff, who: u64, what: u32) -> u64 {
+    let skb = Skb::from_raw(context);
+    // A process of the node made it.
+    let own = || skb.ingress_ifindex() == 0 && skb.has_socket();
+    let rules = |s: &Side| {
+        let found = look_up(s.row as u32, s.class as u32, s.protocol as u32, s.port as u32);
+        (found as u16, Outcome((found >> 32) as u32))
+    };
+    judge_side(Side::unpack(who, what), own, rules).0
 }
 
 macro_rules! tables {

@@ -8,13 +8,19 @@
 #[cfg(target_arch = "bpf")]
 mod access;
 #[cfg(target_arch = "bpf")]
+mod behind;
+#[cfg(target_arch = "bpf")]
 mod bucket;
 #[cfg(target_arch = "bpf")]
 mod bytes;
 #[cfg(target_arch = "bpf")]
 mod count;
 #[cfg(target_arch = "bpf")]
+mod exit;
+#[cfg(target_arch = "bpf")]
 mod flows;
+#[cfg(target_arch = "bpf")]
+mod found;
 #[cfg(target_arch = "bpf")]
 mod hook;
 #[cfg(target_arch = "bpf")]
@@ -49,6 +55,14 @@ fn pod_in(context: aya_ebpf::programs::TcContext) -> i32 {
 #[inline(always)]
 fn pod_out(context: aya_ebpf::programs::TcContext) -> i32 {
     hook::pod_out(skb::Skb::new(&context))
+}
+
+/// Out of the node: tc egress of every device that is not a pod's.
+#[cfg(target_arch = "bpf")]
+#[aya_ebpf::macros::classifier]
+#[inline(always)]
+fn node_exit(context: aya_ebpf::programs::TcContext) -> i32 {
+    exit::node_exit(skb::Skb::new(&context))
 }
 
 #[cfg(target_arch = "bpf")]

@@ -89,4 +89,4 @@ pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 pub(crate) static RECENT: PerCpuArray<u64, { RECENT_EVENTS as usize }> = PerCpuArray::new();
 /// Programs that tests call through `retag`.
 #[btf_map]
-pub(crate) static PROGS: ProgramArray<2> = ProgramArray::new();
+pub(crate) static PROGS: ProgramArray<3> = ProgramArray::new();

@@ -24,7 +24,7 @@ pub(crate) fn tick(_: TcContext) -> i32 {
     (unsafe { aya_ebpf::helpers::generated::bpf_jiffies64() } >> TICK_SHIFT) as i32
 }
 
-/// Calls program {bit 16 of the mark} of `PROGS` with the low half of the mark as tag: BPF_PROG_TEST_RUN cannot set
+/// Calls program {bits 16 and 17 of the mark} of `PROGS` with the low half of the mark as tag: BPF_PROG_TEST_RUN cannot set
 /// `tc_index`.
 #[classifier]
 pub(crate) fn retag(context: TcContext) -> i32 {
@@ -32,6 +32,6 @@ pub(crate) fn retag(context: TcContext) -> i32 {
     let mark = skb.mark();
     skb.set_tc_index(mark & 0xffff);
     // SAFETY: a tail call runs another verified program on the same context, or returns.
-    unsafe { PROGS.tail_call(&context, mark >> 16 & 1) };
+    unsafe { PROGS.tail_call(&context, mark >> 16 & 3) };
     NOT_CALLED
 }

@@ -28,9 +28,13 @@ struct Place {
     word: u64,
     direction: u8,
     now: u32,
+    flags: u8,
 }
 
-/// The last argument of [`report`]: {slot 16, direction 2, family of the packet in the scratch value 8}.
+/// In the last argument of [`report`]: judged behind the translation of a Service.
+pub(crate) const AT_EXIT: u32 = 1 << 26;
+
+/// The last argument of [`report`]: {slot 16, direction 2, family of the packet in the scratch value 8, at exit 1}.
 #[inline(always)]
 pub(crate) fn report_place(slot: u32, direction: Direction, family: u8) -> u32 {
     slot | (direction as u32) << 16 | (family as u32) << 18
@@ -67,7 +71,8 @@ pub(crate) extern "C" fn report(context: *mut __sk_buff, word: u64, verdict: u64
             (6, Some(scratch)) => Seen::packet::<V6>(&scratch.packet6),
             _ => Seen::frame(&Direct::new(skb, 0)),
         };
-        event(&Place { kernel, word, direction, now }, &seen, verdict, stat);
+        let flags = if place & AT_EXIT != 0 { event_flags::EXIT } else { 0 };
+        event(&Place { kernel, word, direction, now, flags }, &seen, verdict, stat);
     }
     0
 }
@@ -126,7 +131,7 @@ fn event(place: &Place, seen: &Seen, verdict: Verdict, stat: *mut EndpointStat) 
         tcp_flags: seen.tcp_flags,
         icmp_code: seen.icmp_code,
         opener: verdict.opener(),
-        flags: seen.flags | if dropped { 0 } else { event_flags::VERDICT },
+        flags: seen.flags | place.flags | if dropped { 0 } else { event_flags::VERDICT },
     });
     entry.submit(0);
 }

@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::{Ebpf, EbpfLoader, maps::ProgramArray, programs::SchedClassifier};
 use policy_agent::datapath::{Config, Datapath, Endpoint, OBJECT, load, spec::MapId};
 use policy_common::{
-    abi::{Direction, endpoint_words},
+    abi::{Direction, endpoint_words, interface_flags},
+    event::event_flags,
     reason::Reason,
 };
 use policy_engine::{
@@ -30,8 +31,19 @@ const NEXT: u32 = u32::MAX;
 const SHOT: u32 = 2;
 /// Slot of the endpoint.
 pub const SLOT: u16 = 5;
+/// Slot of another pod of the node, and its interface.
+pub const OTHER: (u16, u32) = (6, 9);
 
-/// Both datapaths with one endpoint behind `lo`.
+/// Where a packet is shown to the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// At the endpoint's hook of this direction.
+    Pod(Direction),
+    /// At a device by which it leaves the node.
+    Exit,
+}
+
+/// Both datapaths with one endpoint behind `lo`, and perhaps another one.
 pub struct Twin {
     /// The kernel's.
     pub datapath: Datapath,
@@ -40,7 +52,7 @@ pub struct Twin {
     /// Whether a test packet's ingress interface can be chosen (Linux 6.1).
     pub ways: bool,
     programs: Ebpf,
-    addresses: Vec<IpAddr>,
+    addresses: Vec<(u16, u32, Vec<IpAddr>)>,
     counts: BTreeMap<(Reason, u8), u64>,
     events: u64,
     plans: u64,
@@ -54,31 +66,48 @@ impl Twin {
         let pins = PinDir::new(&ns)?;
         let datapath = ns.run(|| load(&Config::new(pins.path()), OBJECT)).context("load the datapath")?;
         let programs = load_all(&datapath)?;
-        let executor = &datapath.executor;
-        executor.create_endpoint(&Endpoint {
-            slot: SLOT,
-            id: 77,
-            ifindex: LOOPBACK,
-            addresses: addresses.to_vec(),
-            config,
-            pickup: Duration::ZERO,
-        })?;
-        executor.set_interface(LOOPBACK, SLOT)?;
         let memory = MemDatapath::new(MemTables::new(Limits::default()));
         let mut twin = Self {
             datapath,
             memory,
             ways: false,
             programs,
-            addresses: addresses.to_vec(),
+            addresses: Vec::new(),
             counts: BTreeMap::new(),
             events: 0,
             plans: 0,
             _pins: pins,
         };
         twin.ways = twin.test_run("empty", &[0; 64], &Way { ingress_ifindex: 7, ..Way::default() }).is_ok();
-        twin.follow()?;
+        twin.add(SLOT, LOOPBACK, addresses, config)?;
         Ok(twin)
+    }
+
+    /// Makes the other endpoint, its rows closed.
+    pub fn add_other(&mut self, addresses: &[IpAddr], config: u16) -> Result<()> {
+        self.add(OTHER.0, OTHER.1, addresses, config)
+    }
+
+    fn add(&mut self, slot: u16, ifindex: u32, addresses: &[IpAddr], config: u16) -> Result<()> {
+        let executor = &self.datapath.executor;
+        executor.create_endpoint(&Endpoint {
+            slot,
+            id: 72 + u32::from(slot),
+            ifindex,
+            addresses: addresses.to_vec(),
+            config,
+            pickup: Duration::ZERO,
+        })?;
+        executor.set_interface(ifindex, slot)?;
+        self.addresses.push((slot, ifindex, addresses.to_vec()));
+        self.follow()
+    }
+
+    /// Makes a bridge with ports of pods of this interface.
+    pub fn bridge(&mut self, ifindex: u32) -> Result<()> {
+        self.datapath.executor.set_exit(ifindex, interface_flags::BRIDGE)?;
+        self.memory.set_bridges([ifindex].into());
+        Ok(())
     }
 
     /// Applies the writes to both.
@@ -102,22 +131,29 @@ impl Twin {
 
     /// The memory takes over what the kernel's endpoint holds beside its rows.
     fn follow(&mut self) -> Result<()> {
-        let value = self.datapath.executor.map(MapId::Ep).get(&u32::from(SLOT).to_ne_bytes())?;
+        self.memory.meta = std::array::from_fn(|i| self.datapath.executor.meta(i as u32).unwrap_or(0));
+        for (slot, ifindex, addresses) in self.addresses.clone() {
+            self.follow_one(slot, ifindex, addresses)?;
+        }
+        Ok(())
+    }
+
+    fn follow_one(&mut self, slot: u16, ifindex: u32, addresses: Vec<IpAddr>) -> Result<()> {
+        let value = self.datapath.executor.map(MapId::Ep).get(&u32::from(slot).to_ne_bytes())?;
         let value = value.context("the endpoint has no words")?;
         let word = |index: u32| {
             let at = index as usize * 8;
             u64::from_ne_bytes(std::array::from_fn(|i| value[at + i]))
         };
         let identity = word(endpoint_words::IDENTITY);
-        self.memory.meta = std::array::from_fn(|i| self.datapath.executor.meta(i as u32).unwrap_or(0));
         self.memory.set_endpoint(
-            SLOT,
+            slot,
             MemEndpoint {
                 id: identity as u32,
-                ifindex: LOOPBACK,
+                ifindex,
                 config: (identity >> 32) as u16,
                 generation: (identity >> 48) as u16,
-                addresses: self.addresses.clone(),
+                addresses,
                 pickup_until: (word(endpoint_words::ADDRESS4) >> 32) as u32,
                 keep_from: word(endpoint_words::KEEP) as u32,
             },
@@ -126,24 +162,32 @@ impl Twin {
     }
 
     /// Gives the frame to both. An error when they differ in the verdict or in the event.
-    pub fn judge(&mut self, direction: Direction, way: &Way, frame: &[u8]) -> Result<Judged> {
+    pub fn judge(&mut self, at: At, way: &Way, frame: &[u8]) -> Result<Judged> {
         // What the kernel cannot be told is not true in memory either.
         let way =
             Way { ingress_ifindex: if self.ways { way.ingress_ifindex } else { 0 }, socket: true, ..*way };
         let tick = self.datapath.executor.tick()?;
-        let judged = self.memory.judge_packet(SLOT, direction, &way, frame, tick);
-        let verdict = self.run_kernel(direction, &way, frame)?;
+        let judged = match at {
+            At::Pod(direction) => self.memory.judge_packet(SLOT, direction, &way, frame, tick),
+            At::Exit => self.memory.judge_exit(LOOPBACK, &way, frame, tick),
+        };
+        let verdict = self.run_kernel(at, &way, frame)?;
         let passes = match verdict {
             NEXT => true,
             SHOT => false,
             other => bail!("the program returned {other}"),
         };
         let event = self.datapath.ring.next_event();
-        let told = || format!("{direction:?} {way:?}\n{}\nmemory: {judged:?}\nkernel: {event:?}", hex(frame));
+        let told = || format!("{at:?} {way:?}\n{}\nmemory: {judged:?}\nkernel: {event:?}", hex(frame));
         ensure!(passes == judged.passes, "the kernel says {passes}: {}", told());
         if let Some(verdict) = judged.verdict
             && (verdict.is_counted() || !verdict.passes())
         {
+            let behind = judged.event.as_ref().is_some_and(|event| event.flags & event_flags::EXIT != 0);
+            let direction = match at {
+                At::Pod(direction) if !behind && verdict.reason() != Reason::StaleTag => direction,
+                At::Pod(_) | At::Exit => Direction::Egress,
+            };
             *self.counts.entry((verdict.reason(), direction as u8)).or_default() += 1;
         }
         // The kernel may hold an event back, but tells none that memory does not.
@@ -165,21 +209,28 @@ impl Twin {
             }
         }
         ensure!(kernel == self.counts, "counters differ\nkernel: {kernel:?}\nmemory: {:?}", self.counts);
-        let totals = self.datapath.executor.endpoint_totals(SLOT)?;
-        let dropped: u64 = self.counts.iter().filter(|((r, _), _)| !r.passes()).map(|(_, n)| n).sum();
-        ensure!(totals.dropped == dropped, "{totals:?}, but {dropped} drops");
-        let told = self.events + totals.suppressed + totals.ring_full;
-        ensure!(told == dropped, "{totals:?}: {told} events are accounted for, of {dropped} drops");
+        // A stale tag is nobody's: its drops are counted, and told to none.
+        let told = |reason: &Reason| !reason.passes() && *reason != Reason::StaleTag;
+        let drops: u64 = self.counts.iter().filter(|((r, _), _)| told(r)).map(|(_, n)| n).sum();
+        let (mut dropped, mut accounted) = (0, self.events);
+        for slot in [SLOT, OTHER.0] {
+            let totals = self.datapath.executor.endpoint_totals(slot)?;
+            dropped += totals.dropped;
+            accounted += totals.suppressed + totals.ring_full;
+        }
+        ensure!(dropped == drops, "{dropped} drops are counted, of {drops}");
+        ensure!(accounted == drops, "{accounted} events are accounted for, of {drops} drops");
         Ok(())
     }
 
-    fn run_kernel(&self, direction: Direction, way: &Way, frame: &[u8]) -> Result<u32> {
-        let name = match (direction, way.tag) {
-            (_, tag) if tag != 0 => "retag",
-            (Direction::Ingress, _) => "pod_in",
-            (Direction::Egress, _) => "pod_out",
+    fn run_kernel(&self, at: At, way: &Way, frame: &[u8]) -> Result<u32> {
+        let (name, index) = match at {
+            At::Pod(Direction::Ingress) => ("pod_in", 0),
+            At::Pod(Direction::Egress) => ("pod_out", 1),
+            At::Exit => ("node_exit", 2),
         };
-        let mark = u32::from(way.tag) | u32::from(direction == Direction::Egress) << 16;
+        let name = if way.tag != 0 { "retag" } else { name };
+        let mark = u32::from(way.tag) | index << 16;
         let run = || self.test_run_marked(name, frame, way, mark);
         run().with_context(|| format!("run '{name}' on {}", hex(frame)))
     }
@@ -217,7 +268,7 @@ fn load_all(datapath: &Datapath) -> Result<Ebpf> {
         program.load().with_context(|| format!("load program '{name}'"))?;
     }
     let mut table = ProgramArray::try_from(programs.take_map("PROGS").context("the object has no PROGS")?)?;
-    for (index, name) in ["pod_in", "pod_out"].into_iter().enumerate() {
+    for (index, name) in ["pod_in", "pod_out", "node_exit"].into_iter().enumerate() {
         let program: &SchedClassifier = programs.program(name).context("no program")?.try_into()?;
         table.set(index as u32, &program.fd()?.try_clone()?, 0)?;
     }

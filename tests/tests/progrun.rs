@@ -11,7 +11,7 @@ use policy_common::reason::Reason;
 use policy_engine::{address, mem::datapath::Way, plan::Op, testing::rng::Rng};
 use policy_tests::{
     pkt::{Extension, Frame, IcmpError, Ip, Packet, Sctp, Tcp, ethertype, flags, proto},
-    twin::{SLOT, Twin},
+    twin::{At, SLOT, Twin},
 };
 use std::{env, net::IpAddr, time::Duration};
 
@@ -114,11 +114,11 @@ impl Steps {
     }
 
     fn passes(&mut self, direction: Direction, way: &Way, packet: &Packet) -> bool {
-        self.twin.judge(direction, way, &frame(packet)).unwrap().passes
+        self.twin.judge(At::Pod(direction), way, &frame(packet)).unwrap().passes
     }
 
     fn reason(&mut self, direction: Direction, way: &Way, frame: &[u8]) -> (bool, Option<Reason>) {
-        let judged = self.twin.judge(direction, way, frame).unwrap();
+        let judged = self.twin.judge(At::Pod(direction), way, frame).unwrap();
         (judged.passes, judged.verdict.map(policy_common::verdict::Verdict::reason))
     }
 }
@@ -480,7 +480,7 @@ fn random_packets_under_random_policies() {
             tag: dice.one([0, 0, 0, tag::new(SLOT, 1), tag::new(SLOT, 2), tag::new(9, 1), 0x1234]),
             vlan: false,
         };
-        let judged = steps.twin.judge(direction, &way, &bytes);
+        let judged = steps.twin.judge(At::Pod(direction), &way, &bytes);
         let judged = judged.unwrap_or_else(|error| panic!("POLICY_SEED={seed}: {error:#}"));
         *if judged.passes { &mut passed } else { &mut dropped } += 1;
     }

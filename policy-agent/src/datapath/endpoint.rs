@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use policy_common::abi::{
-    EndpointWord, InterfaceWord, LocalKey, ROW_CLOSED, TICK_SHIFT, address_words, endpoint_words,
+    ANY_SLOT, EndpointWord, InterfaceWord, LocalKey, ROW_CLOSED, TICK_SHIFT, address_words, endpoint_words,
     interface_kind, limits, meta_words,
 };
 
@@ -67,7 +67,7 @@ pub struct LiveEndpoint {
 pub struct Retirement {
     slots: Vec<u16>,
     flows: Vec<OwnedFd>,
-    locals: Vec<LocalKey>,
+    locals: Vec<(LocalKey, u32)>,
     locals_map: OwnedFd,
     ep: OwnedFd,
     grace: Arc<Grace>,
@@ -129,7 +129,7 @@ impl Executor {
     ) -> Result<()> {
         let main = [four.map(IpAddr::V4), six.map(IpAddr::V6)];
         let further = addresses.iter().filter(|ip| !main.contains(&Some(**ip)));
-        let wanted: Vec<LocalKey> = further.map(|ip| local_key(slot, *ip)).collect();
+        let wanted: Vec<LocalKey> = further.map(|ip| local_key(u32::from(slot), *ip)).collect();
         let map = &self.maps[MapId::Locals];
         let mut there = self.locals(slot)?;
         for (key, _) in there.iter().filter(|(key, _)| !wanted.contains(key)) {
@@ -148,6 +148,7 @@ impl Executor {
             map.insert(bytes_of(&key), bytes_of(&index), ANY).map_err(map.failed("insert into"))?;
             there.push((key, index));
         }
+        self.write_owner(slot, &main.map(|ip| ip.map(|ip| local_key(ANY_SLOT, ip))))?;
         let slot = u32::from(slot);
         let (high, low) = six.map_or((0, 0), |ip| address_words(ip.octets()));
         self.ep.store(slot, endpoint_words::ADDRESS6_HIGH, high)?;
@@ -155,6 +156,24 @@ impl Executor {
         let until = self.ep.load(slot, endpoint_words::ADDRESS4)? >> 32;
         let address = four.map_or(0, |ip| u32::from_ne_bytes(ip.octets()));
         self.ep.store(slot, endpoint_words::ADDRESS4, u64::from(address) | until << 32)
+    }
+
+    /// Makes the endpoint the owner of its main addresses, and of no others.
+    fn write_owner(&self, slot: u16, main: &[Option<LocalKey>]) -> Result<()> {
+        let map = &self.maps[MapId::Locals];
+        let slot = u32::from(slot);
+        let all = self.all_locals()?;
+        for (key, owner) in all.iter().filter(|(key, _)| key.slot == ANY_SLOT) {
+            let wanted = main.contains(&Some(*key));
+            // Another endpoint's address that became ours was that of a pod which is gone.
+            if wanted != (*owner == slot) {
+                gone(map, bytes_of(key))?;
+            }
+        }
+        for key in main.iter().flatten().filter(|key| !all.contains(&(**key, slot))) {
+            map.insert(bytes_of(key), bytes_of(&slot), ANY).map_err(map.failed("insert into"))?;
+        }
+        Ok(())
     }
 
     /// Opens the endpoint's pick-up window anew, or closes it with a duration of 0.
@@ -187,7 +206,19 @@ impl Executor {
     /// # Errors
     /// The kernel's answer.
     pub fn set_interface(&self, ifindex: u32, slot: u16) -> Result<()> {
-        let word = InterfaceWord { ifindex, slot, kind: interface_kind::POD, flags: 0 }.pack();
+        self.store_interface(InterfaceWord { ifindex, slot, kind: interface_kind::POD, flags: 0 })
+    }
+
+    /// Tells the programs that the interface is no pod's. `flags`: bits of [`policy_common::abi::interface_flags`].
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn set_exit(&self, ifindex: u32, flags: u8) -> Result<()> {
+        self.store_interface(InterfaceWord { ifindex, slot: 0, kind: interface_kind::EXIT, flags })
+    }
+
+    fn store_interface(&self, interface: InterfaceWord) -> Result<()> {
+        let (ifindex, word) = (interface.ifindex, interface.pack());
         let place = ifindex % limits::INTERFACES;
         let there = InterfaceWord::unpack(self.iface.load(place, 0)?);
         if there.ifindex == 0 || there.ifindex == ifindex {
@@ -215,12 +246,13 @@ impl Executor {
     /// The kernel's answer.
     pub fn interface(&self, ifindex: u32) -> Result<Option<u16>> {
         let word = InterfaceWord::unpack(self.iface.load(ifindex % limits::INTERFACES, 0)?);
+        let slot = |word: InterfaceWord| (word.kind == interface_kind::POD).then_some(word.slot);
         if word.ifindex == ifindex {
-            return Ok(Some(word.slot));
+            return Ok(slot(word));
         }
         let map = &self.maps[MapId::IfaceX];
         let extra = map.get(bytes_of(&ifindex)).map_err(map.failed("read"))?;
-        Ok(extra.and_then(|v| from_bytes(&v)).map(|word| InterfaceWord::unpack(word).slot))
+        Ok(extra.and_then(|v| from_bytes(&v)).and_then(|word| slot(InterfaceWord::unpack(word))))
     }
 
     /// The first half of an endpoint's removal, once its hooks are gone: closed, and its interface forgotten.
@@ -238,7 +270,9 @@ impl Executor {
             }
             let word = EndpointWord::unpack(self.ep.load(slot32, endpoint_words::POLICY)?);
             self.store_endpoint(*slot, EndpointWord { epoch: word.epoch.wrapping_add(1), ..CLOSED })?;
-            locals.extend(self.locals(*slot)?.into_iter().map(|(key, _)| key));
+            let mut owned = self.all_locals()?;
+            owned.retain(|(key, value)| key.slot == slot32 || (key.slot == ANY_SLOT && *value == slot32));
+            locals.extend(owned);
         }
         Ok(Retirement {
             slots: slots.to_vec(),
@@ -331,7 +365,14 @@ impl Retirement {
             self.slots.iter().try_for_each(|slot| gone(&map, bytes_of(&u32::from(*slot))))?;
         }
         let locals = Map::new(self.locals_map, MapId::Locals.spec())?;
-        self.locals.iter().try_for_each(|key| gone(&locals, bytes_of(key)))?;
+        for (key, value) in &self.locals {
+            // The address may have another endpoint by now.
+            let there: Option<u32> =
+                locals.get(bytes_of(key)).map_err(locals.failed("read"))?.and_then(|v| from_bytes(&v));
+            if there == Some(*value) {
+                gone(&locals, bytes_of(key))?;
+            }
+        }
         // Last: a slot whose identity is not cleared is found again by the next agent.
         let words = Map::new(self.ep, MapId::Ep.spec())?.words()?;
         for slot in &self.slots {
@@ -372,8 +413,7 @@ fn gone(map: &Map, key: &[u8]) -> Result<()> {
     }
 }
 
-fn local_key(slot: u16, address: IpAddr) -> LocalKey {
-    let slot = u32::from(slot);
+fn local_key(slot: u32, address: IpAddr) -> LocalKey {
     match address {
         IpAddr::V4(ip) => LocalKey { slot, family: 4, address: [u32::from_ne_bytes(ip.octets()), 0, 0, 0] },
         IpAddr::V6(ip) => {

@@ -1,6 +1,8 @@
 //! Reading the counters: sums over all CPUs.
 
-use policy_common::abi::{Counter, Direction, EndpointStat, counter_index, counter_unhooked};
+use policy_common::abi::{
+    Counter, Direction, EndpointStat, counter_index, counter_unhooked, counter_untagged,
+};
 use policy_common::reason::Reason;
 
 use super::error::{Error, Result};
@@ -52,6 +54,14 @@ impl Executor {
     /// The kernel's answer.
     pub fn unhooked(&self, direction: Direction) -> Result<Counter> {
         self.counter(MapId::Counters, counter_unhooked(direction))
+    }
+
+    /// Packets of hooked pods that had lost their tag: at exit devices (egress), at other pods (ingress).
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn untagged(&self, direction: Direction) -> Result<Counter> {
+        self.counter(MapId::Counters, counter_untagged(direction))
     }
 
     /// What a rule decided.

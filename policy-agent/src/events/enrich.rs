@@ -200,6 +200,8 @@ impl<'a> Subject<'a> {
             | Reason::PolicyPending
             | Reason::MappedAddress
             | Reason::RogueNeighbour
+            | Reason::StaleTag
+            | Reason::Deferred
             | Reason::Internal => return None,
         }
         let Evaluation { egress, ingress } = oracle::evaluate(self.world(), &self.query()?);

@@ -8,16 +8,19 @@ use crate::proto::flow::DropReason as Hubble;
 #[must_use]
 pub fn drop_reason(reason: Reason) -> Hubble {
     match reason {
-        Reason::NotIsolated | Reason::Allowed | Reason::Established | Reason::OwnNode | Reason::Neighbour => {
-            Hubble::Unknown
-        }
+        Reason::NotIsolated
+        | Reason::Allowed
+        | Reason::Established
+        | Reason::OwnNode
+        | Reason::Neighbour
+        | Reason::Deferred => Hubble::Unknown,
         Reason::NoRuleMatched
         | Reason::Revoked
         | Reason::NoFlow
         | Reason::IcmpNoFlow
         | Reason::RogueNeighbour => Hubble::PolicyDenied,
         Reason::DeniedByRule => Hubble::PolicyDeny,
-        Reason::SpoofedSource => Hubble::InvalidSourceIp,
+        Reason::SpoofedSource | Reason::StaleTag => Hubble::InvalidSourceIp,
         Reason::FragmentUnknown => Hubble::FirstLogicalDatagramFragmentNotFound,
         Reason::FragmentTiny => Hubble::IpFragmentationNotSupported,
         Reason::Malformed | Reason::MappedAddress => Hubble::InvalidPacketDropped,
@@ -50,6 +53,8 @@ pub fn is_policy_denial(reason: Reason) -> bool {
         | Reason::PolicyPending
         | Reason::MappedAddress
         | Reason::RogueNeighbour
+        | Reason::StaleTag
+        | Reason::Deferred
         | Reason::Internal => false,
     }
 }

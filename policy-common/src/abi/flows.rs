@@ -15,6 +15,12 @@ pub struct LocalKey {
     pub address: [u32; 4],
 }
 
+/// The slot in keys of `LOCALS` that ask whose an address is.
+pub const ANY_SLOT: u32 = u32::MAX;
+
+/// In keys of `FRAGS`, the place behind the translation of a Service.
+pub const EXIT_SIDE: u8 = 3;
+
 /// Key of an IPv4 flow, seen from the endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
@@ -87,7 +93,7 @@ pub struct FragmentKey {
     pub id: u32,
     /// IP protocol; 0 for IPv6, whose reassembly does not look at it.
     pub protocol: u8,
-    /// [`super::Direction`] as a number.
+    /// [`super::Direction`] as a number, or [`EXIT_SIDE`].
     pub direction: u8,
     /// 4 or 6.
     pub family: u16,

@@ -6,7 +6,7 @@
 mod flows;
 pub mod limits;
 
-pub use flows::{Flow, FlowKey4, FlowKey6, Fragment, FragmentKey, LocalKey};
+pub use flows::{ANY_SLOT, EXIT_SIDE, Flow, FlowKey4, FlowKey6, Fragment, FragmentKey, LocalKey};
 
 /// Row 0: the endpoint is not isolated in that direction.
 pub const ROW_OPEN: u16 = 0;
@@ -148,7 +148,7 @@ pub mod host_flags {
     pub const OWN_NODE: u16 = 1;
     /// Address of another node.
     pub const NODE: u16 = 2;
-    /// Service frontend (reserved).
+    /// Frontend of a Service: egress towards it is judged where the destination is real.
     pub const FRONTEND: u16 = 4;
     /// Learned by DNS (reserved).
     pub const FQDN: u16 = 8;
@@ -161,11 +161,11 @@ pub mod host_flags {
 pub struct InterfaceWord {
     /// Must equal the packet's interface index.
     pub ifindex: u32,
-    /// Endpoint slot.
+    /// Endpoint slot, of a pod's interface.
     pub slot: u16,
     /// One of [`interface_kind`].
     pub kind: u8,
-    /// Reserved.
+    /// Bits of [`interface_flags`].
     pub flags: u8,
 }
 
@@ -195,8 +195,16 @@ pub mod interface_kind {
     pub const NONE: u8 = 0;
     /// Host side of a pod's interface.
     pub const POD: u8 = 1;
-    /// Exit device (reserved for Services).
+    /// Any other device of the host: what leaves by it is judged there if its judgement was deferred.
     pub const EXIT: u8 = 2;
+}
+
+/// Facts about an interface.
+pub mod interface_flags {
+    /// A bridge with ports of pods: before Linux 6.12 it stands in for them as the interface of arrival.
+    pub const BRIDGE: u8 = 1;
+    /// Its packets begin with the IP header.
+    pub const NO_ETHERNET: u8 = 2;
 }
 
 /// Outcome stored in intervals, rule sets and flows: {action 4, flags 4, rule id 24}.
@@ -338,6 +346,14 @@ pub const fn counter_unhooked(direction: Direction) -> u32 {
     (limits::REASONS - 1) * 2 + (direction as u32 - 1)
 }
 
+/// Index into `COUNTERS` for packets of a hooked pod that have lost their tag: at an exit device (egress), at another
+/// pod's interface (ingress).
+#[inline(always)]
+#[must_use]
+pub const fn counter_untagged(direction: Direction) -> u32 {
+    (limits::REASONS - 2) * 2 + (direction as u32 - 1)
+}
+
 /// A tick is 2^8 jiffies: all times in flows, fragments and endpoint words are ticks.
 pub const TICK_SHIFT: u32 = 8;
 /// Jiffies per second, assumed while `META` does not say.
@@ -347,7 +363,7 @@ pub const DEFAULT_HZ: u32 = 250;
 pub mod tag {
     /// The tag is ours.
     pub const VALID: u16 = 1 << 15;
-    /// The egress judgement is left to the exit program (reserved for Services).
+    /// The egress is still to be judged, where the destination is real.
     pub const DEFERRED: u16 = 1 << 14;
 
     /// The tag of an endpoint's packets.
@@ -355,6 +371,13 @@ pub mod tag {
     #[must_use]
     pub const fn new(slot: u16, generation: u16) -> u16 {
         VALID | (generation & 15) << 10 | slot & 0x3ff
+    }
+
+    /// Slot that a tag names.
+    #[inline(always)]
+    #[must_use]
+    pub const fn slot(tag: u16) -> u16 {
+        tag & 0x3ff
     }
 }
 

@@ -4,21 +4,24 @@
 //! back.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use policy_common::abi::{
-    Direction, EndpointWord, Flow, FlowKey4, FlowKey6, Fragment, FragmentKey, HostWord, LocalKey, Outcome,
+    ANY_SLOT, Direction, EndpointWord, Flow, FlowKey4, FlowKey6, Fragment, FragmentKey, HostWord, LocalKey,
     ROW_OPEN, address_words, endpoint_words, meta_flags, meta_words, tag,
 };
 use policy_common::decide::decide;
 use policy_common::event::{Event, event_flags};
+use policy_common::exit::{Leaving, judge_exit, leaving};
 use policy_common::family::{Family, V4, V6};
 use policy_common::flow::{FlowMaps, Host};
-use policy_common::judge::Judge;
+use policy_common::judge::{Judge, Sides, look_up};
 use policy_common::packet::{ETHERNET_HEADER, Link, Packet, Slice, link, parse4, parse6};
 use policy_common::reason::Reason;
 use policy_common::seen::Seen;
+use policy_common::side::{Side, judge_side};
+use policy_common::tagged;
 use policy_common::verdict::Verdict;
 
 use super::tables::MemTables;
@@ -41,6 +44,31 @@ pub struct MemEndpoint {
     pub pickup_until: u32,
     /// Epoch from which on flows are kept, with the configuration bit that says so.
     pub keep_from: u32,
+}
+
+impl MemEndpoint {
+    fn identity(&self) -> u64 {
+        u64::from(self.id) | u64::from(self.config) << 32 | u64::from(self.generation) << 48
+    }
+
+    /// A word of the kernel's endpoint, other than word 0.
+    fn word(&self, word: u32) -> u64 {
+        let main4 =
+            || self.addresses.iter().find_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
+        let main6 =
+            || self.addresses.iter().find_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
+        match word {
+            endpoint_words::KEEP => self.keep_from.into(),
+            endpoint_words::IDENTITY => self.identity(),
+            endpoint_words::ADDRESS4 => {
+                u64::from(main4().map_or(0, address::word4)) | u64::from(self.pickup_until) << 32
+            }
+            endpoint_words::ADDRESS6_HIGH => main6().map_or(0, |a| address_words(a.octets()).0),
+            endpoint_words::ADDRESS6_LOW => main6().map_or(0, |a| address_words(a.octets()).1),
+            endpoint_words::INTERFACE => self.ifindex.into(),
+            _ => 0,
+        }
+    }
 }
 
 /// How a packet came to the hook.
@@ -72,7 +100,6 @@ pub struct Judged {
 #[derive(Clone, Debug, Default)]
 struct State {
     endpoint: MemEndpoint,
-    locals: HashMap<LocalKey, u32>,
     flows4: HashMap<FlowKey4, Flow>,
     flows6: HashMap<FlowKey6, Flow>,
 }
@@ -85,6 +112,8 @@ pub struct MemDatapath {
     /// Words of `META`.
     pub meta: [u64; meta_words::COUNT as usize],
     endpoints: BTreeMap<u16, State>,
+    locals: HashMap<LocalKey, u32>,
+    bridges: BTreeSet<u32>,
     fragments: HashMap<FragmentKey, Fragment>,
 }
 
@@ -93,7 +122,19 @@ impl MemDatapath {
     #[must_use]
     pub fn new(tables: MemTables) -> Self {
         let meta = [0; meta_words::COUNT as usize];
-        Self { tables, meta, endpoints: BTreeMap::new(), fragments: HashMap::new() }
+        Self {
+            tables,
+            meta,
+            endpoints: BTreeMap::new(),
+            locals: HashMap::new(),
+            bridges: BTreeSet::new(),
+            fragments: HashMap::new(),
+        }
+    }
+
+    /// Bridges with ports of pods.
+    pub fn set_bridges(&mut self, bridges: BTreeSet<u32>) {
+        self.bridges = bridges;
     }
 
     /// Makes or changes an endpoint. Its flows stay if its id does.
@@ -102,21 +143,29 @@ impl MemDatapath {
         if state.endpoint.id != endpoint.id {
             *state = State::default();
         }
-        state.locals.clear();
+        self.forget_addresses(slot);
         let mut next = [2, 2];
         for (index, a) in endpoint.addresses.iter().enumerate() {
             if endpoint.addresses[..index].iter().any(|b| b.is_ipv4() == a.is_ipv4()) {
                 let family = usize::from(a.is_ipv6());
-                state.locals.insert(local_key(slot, *a), next[family]);
+                self.locals.insert(local_key(slot.into(), *a), next[family]);
                 next[family] += 1;
+            } else {
+                self.locals.insert(local_key(ANY_SLOT, *a), slot.into());
             }
         }
-        state.endpoint = endpoint;
+        self.endpoints.entry(slot).or_default().endpoint = endpoint;
+    }
+
+    fn forget_addresses(&mut self, slot: u16) {
+        let slot = u32::from(slot);
+        self.locals.retain(|key, value| key.slot != slot && (key.slot != ANY_SLOT || *value != slot));
     }
 
     /// Forgets an endpoint and its flows.
     pub fn remove_endpoint(&mut self, slot: u16) {
         self.endpoints.remove(&slot);
+        self.forget_addresses(slot);
         self.tables.forget_endpoint(slot);
     }
 
@@ -126,7 +175,8 @@ impl MemDatapath {
         self.endpoints.get(&slot).map_or(0, |s| s.flows4.len() + s.flows6.len())
     }
 
-    /// Judges a frame at the endpoint's hook, at tick `now`.
+    /// Judges a frame at the endpoint's hook, at tick `now`. Towards the pod, what was left to be judged of the
+    /// sender's egress comes first.
     pub fn judge_packet(
         &mut self,
         slot: u16,
@@ -135,33 +185,96 @@ impl MemDatapath {
         frame: &[u8],
         now: u32,
     ) -> Judged {
-        // From a pod nobody's tag counts.
-        let tag = if direction == Direction::Egress { 0 } else { way.tag };
-        let Some(state) = self.endpoints.get_mut(&slot) else {
+        let Some(state) = self.endpoints.get(&slot) else {
+            // From a pod nobody's tag counts.
+            let tag = if direction == Direction::Egress { 0 } else { way.tag };
             return Judged { passes: true, verdict: None, tag, event: None };
         };
-        let word = self.tables.endpoint(slot).unwrap_or_default().pack();
-        let view = View {
+        let (mut tag, ifindex) = (tag::new(slot, state.endpoint.generation), state.endpoint.ifindex);
+        if direction == Direction::Ingress {
+            let left = self.judge_leaving(ifindex, way, frame, now);
+            if !left.passes {
+                return left;
+            }
+            tag = left.tag;
+        }
+        let way = Way { tag, ..*way };
+        match self.view(slot, &way, now) {
+            Some(view) => view.hook(direction, way.vlan, frame),
+            None => Judged { passes: true, verdict: None, tag, event: None },
+        }
+    }
+
+    /// Judges a frame that leaves the node by a device that is no pod's.
+    pub fn judge_exit(&mut self, ifindex: u32, way: &Way, frame: &[u8], now: u32) -> Judged {
+        self.judge_leaving(ifindex, way, frame, now)
+    }
+
+    fn judge_leaving(&mut self, ifindex: u32, way: &Way, frame: &[u8], now: u32) -> Judged {
+        let mut judged = Judged { passes: true, verdict: None, tag: way.tag, event: None };
+        let (slot, untagged) = match leaving(way.tag, way.ingress_ifindex != 0) {
+            Leaving::Judged => return judged,
+            Leaving::Deferred => (tag::slot(way.tag), false),
+            Leaving::Untagged => match self.sender(way.ingress_ifindex, frame) {
+                Some(slot) => (slot, true),
+                None => return judged,
+            },
+        };
+        let identity = self.endpoints.get(&slot).map_or(0, |s| s.endpoint.identity());
+        if !untagged && !tagged::names(way.tag, identity) {
+            judged.passes = false;
+            judged.verdict = Some(Verdict::plain(Reason::StaleTag));
+            return judged;
+        }
+        let Some(view) = self.view(slot, way, now) else { return judged };
+        let mut judged = view.exit(ifindex, untagged, frame);
+        if judged.passes && !untagged {
+            judged.tag &= !tag::DEFERRED;
+        }
+        judged
+    }
+
+    /// The hooked pod that a packet without tag comes from.
+    fn sender(&self, ingress_ifindex: u32, frame: &[u8]) -> Option<u16> {
+        if self.bridges.contains(&ingress_ifindex) {
+            let bytes = Slice(frame);
+            let source = match link(&bytes) {
+                Ok(Link::Ip4) => (4, V4::wide(&parse4(&bytes, ETHERNET_HEADER).ok()?.source)),
+                Ok(Link::Ip6) => (6, parse6(&bytes, ETHERNET_HEADER).ok()?.source),
+                Ok(Link::Arp) | Err(_) => return None,
+            };
+            let key = LocalKey { slot: ANY_SLOT, family: source.0, address: source.1 };
+            return self.locals.get(&key).map(|slot| *slot as u16);
+        }
+        let mut hooked = self.endpoints.iter();
+        hooked.find(|(_, state)| state.endpoint.ifindex == ingress_ifindex).map(|(slot, _)| *slot)
+    }
+
+    fn view(&mut self, slot: u16, way: &Way, now: u32) -> Option<View<'_>> {
+        let tagged = self.endpoints.get(&tag::slot(way.tag)).map(|state| state.endpoint.clone());
+        let state = self.endpoints.get_mut(&slot)?;
+        Some(View {
             tables: &self.tables,
             meta: &self.meta,
             slot,
-            tag,
+            tag: way.tag,
+            tagged,
             process: way.ingress_ifindex == 0 && way.socket,
             now,
-            word,
+            word: self.tables.endpoint(slot).unwrap_or_default().pack(),
             state: RefCell::new(state),
+            locals: &self.locals,
             fragments: RefCell::new(&mut self.fragments),
-        };
-        view.hook(direction, way.vlan, frame)
+        })
     }
 }
 
-fn local_key(slot: u16, a: IpAddr) -> LocalKey {
+fn local_key(slot: u32, a: IpAddr) -> LocalKey {
     let (family, address) = match a {
         IpAddr::V4(a) => (4, V4::wide(&address::word4(a))),
         IpAddr::V6(a) => (6, address::words6(a)),
     };
-    LocalKey { slot: slot.into(), family, address }
+    LocalKey { slot, family, address }
 }
 
 /// One packet at one endpoint.
@@ -170,10 +283,13 @@ struct View<'a> {
     meta: &'a [u64; meta_words::COUNT as usize],
     slot: u16,
     tag: u16,
+    /// The endpoint that the tag names.
+    tagged: Option<MemEndpoint>,
     process: bool,
     now: u32,
     word: u64,
     state: RefCell<&'a mut State>,
+    locals: &'a HashMap<LocalKey, u32>,
     fragments: RefCell<&'a mut HashMap<FragmentKey, Fragment>>,
 }
 
@@ -201,6 +317,45 @@ impl View<'_> {
         Judged { passes: false, verdict: Some(verdict), tag: self.tag, event: Some(event) }
     }
 
+    /// What the sender's egress policy says to a packet that the node sends on.
+    fn exit(&self, ifindex: u32, untagged: bool, frame: &[u8]) -> Judged {
+        if EndpointWord::unpack(self.word).egress_row == ROW_OPEN {
+            return self.passed(None);
+        }
+        let bytes = Slice(frame);
+        let (verdict, seen) = match link(&bytes) {
+            Ok(Link::Arp) => return self.passed(None),
+            Ok(Link::Ip4) => self.leave::<V4>(untagged, parse4(&bytes, ETHERNET_HEADER), &bytes),
+            Ok(Link::Ip6) => self.leave::<V6>(untagged, parse6(&bytes, ETHERNET_HEADER), &bytes),
+            Err(reason) => (Verdict::plain(reason), Seen::frame(&bytes)),
+        };
+        let mut judged = self.passed(Some(verdict));
+        if !verdict.passes() {
+            let event = self.event(Direction::Egress, verdict, frame.len(), &seen);
+            judged.event = Some(Event { ifindex, flags: event.flags | event_flags::EXIT, ..event });
+            judged.passes = false;
+        }
+        judged
+    }
+
+    fn leave<F: Family>(
+        &self,
+        untagged: bool,
+        packet: Result<Packet<F::Address>, Reason>,
+        bytes: &Slice<'_>,
+    ) -> (Verdict, Seen)
+    where
+        Self: Judge<F> + FlowMaps<F>,
+    {
+        match packet {
+            Ok(mut packet) => {
+                let verdict = judge_exit::<F, Self>(self, self.word, untagged, &mut packet);
+                (verdict, Seen::packet::<F>(&packet))
+            }
+            Err(reason) => (Verdict::plain(reason), Seen::frame(bytes)),
+        }
+    }
+
     fn passed(&self, verdict: Option<Verdict>) -> Judged {
         Judged { passes: true, verdict, tag: self.tag, event: None }
     }
@@ -213,9 +368,8 @@ impl View<'_> {
         let verdict = decide::<F, Self>(self, self.word, direction, &mut packet);
         let mut judged = self.passed(Some(verdict));
         judged.passes = verdict.passes();
-        if verdict.passes() && direction == Direction::Egress && verdict.opener() != Direction::Ingress as u8
-        {
-            judged.tag = tag::new(self.slot, self.state.borrow().endpoint.generation);
+        if verdict.passes() && verdict.is_deferred() && direction == Direction::Egress {
+            judged.tag |= tag::DEFERRED;
         }
         let wanted = self.meta[meta_words::FLAGS as usize] & meta_flags::VERDICTS != 0;
         if !verdict.passes() || wanted && verdict.is_recorded() {
@@ -258,27 +412,10 @@ impl Host for View<'_> {
         self.slot
     }
     fn endpoint(&self, word: u32) -> u64 {
-        let endpoint = &self.state.borrow().endpoint;
-        let main4 =
-            || endpoint.addresses.iter().find_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
-        let main6 =
-            || endpoint.addresses.iter().find_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
-        match word {
-            endpoint_words::POLICY => self.word,
-            endpoint_words::KEEP => endpoint.keep_from.into(),
-            endpoint_words::IDENTITY => {
-                u64::from(endpoint.id)
-                    | u64::from(endpoint.config) << 32
-                    | u64::from(endpoint.generation) << 48
-            }
-            endpoint_words::ADDRESS4 => {
-                u64::from(main4().map_or(0, address::word4)) | u64::from(endpoint.pickup_until) << 32
-            }
-            endpoint_words::ADDRESS6_HIGH => main6().map_or(0, |a| address_words(a.octets()).0),
-            endpoint_words::ADDRESS6_LOW => main6().map_or(0, |a| address_words(a.octets()).1),
-            endpoint_words::INTERFACE => endpoint.ifindex.into(),
-            _ => 0,
-        }
+        if word == endpoint_words::POLICY { self.word } else { self.state.borrow().endpoint.word(word) }
+    }
+    fn tagged(&self, word: u32) -> u64 {
+        self.tagged.as_ref().map_or(0, |endpoint| endpoint.word(word))
     }
     fn meta(&self, word: u32) -> u64 {
         self.meta.get(word as usize).copied().unwrap_or(0)
@@ -289,8 +426,12 @@ impl Host for View<'_> {
     fn tag(&self) -> u16 {
         self.tag
     }
-    fn made_by_own_process(&self) -> bool {
-        self.process
+}
+
+impl Sides for View<'_> {
+    fn side(&self, side: Side) -> Verdict {
+        let rules = |s: &Side| look_up::<V4, _>(self.tables, s.row, s.class, s.protocol, s.port);
+        judge_side(side, || self.process, rules)
     }
 }
 
@@ -299,9 +440,6 @@ macro_rules! family {
         impl Judge<$family> for View<'_> {
             fn classify(&self, address: &<$family as Family>::Address) -> HostWord {
                 Judge::<$family>::classify(self.tables, address)
-            }
-            fn look_up(&self, row: u16, class: u16, protocol: u8, port: u16) -> (u16, Outcome) {
-                Judge::<$family>::look_up(self.tables, row, class, protocol, port)
             }
         }
 
@@ -340,7 +478,7 @@ macro_rules! family {
                 self.state.borrow_mut().$flows.insert(*key, *flow);
             }
             fn local(&self, key: &LocalKey) -> u32 {
-                self.state.borrow().locals.get(key).copied().unwrap_or(0)
+                self.locals.get(key).copied().unwrap_or(0)
             }
             fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
                 self.fragments.borrow().get(key).copied()
