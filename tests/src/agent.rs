@@ -23,6 +23,7 @@ pub struct Agent {
     bpffs: PathBuf,
     child: Option<Child>,
     node: std::sync::Arc<crate::net::Netns>,
+    kubeconfig: Option<PathBuf>,
     arguments: Vec<String>,
 }
 
@@ -40,7 +41,14 @@ impl Agent {
         }
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let bpffs = Path::new(BPFFS).join(format!("policy-test-{}-{number}", std::process::id()));
-        Ok(Self { dir, bpffs, child: None, node: node.ns().clone(), arguments: Vec::new() })
+        let node = node.ns().clone();
+        Ok(Self { dir, bpffs, child: None, node, kubeconfig: None, arguments: Vec::new() })
+    }
+
+    /// Objects come from an API server, not from the folder of manifests.
+    pub fn kubeconfig(mut self, path: &Path) -> Self {
+        self.kubeconfig = Some(path.to_path_buf());
+        self
     }
 
     /// Further arguments for `policy-agent run`.
@@ -58,7 +66,11 @@ impl Agent {
             .open(self.log_path())
             .context("open the agent's log")?;
         let mut command = self.command("policy-agent")?;
-        command.arg("run").arg("--manifests").arg(self.manifests());
+        command.arg("run");
+        match &self.kubeconfig {
+            Some(path) => command.arg("--kubeconfig").arg(path),
+            None => command.arg("--manifests").arg(self.manifests()),
+        };
         command.args(["--node-name", State::NODE, "--log", "info"]);
         command.arg("--socket").arg(self.socket());
         command.arg("--bpffs").arg(&self.bpffs);
