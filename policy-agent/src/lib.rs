@@ -8,6 +8,7 @@ pub mod datapath;
 pub mod events;
 pub mod metrics;
 pub mod netlink;
+pub mod notice;
 pub mod preflight;
 pub mod proto;
 pub mod source;

@@ -24,4 +24,4 @@ mod writer;
 
 pub use self::kernel::Kernel;
 pub use self::run::run;
-pub use self::view::{EndpointView, Published, State, Tally, View};
+pub use self::view::{EndpointView, Published, State, Tally, View, refusal_text};

@@ -1,8 +1,11 @@
 //! Where the agent's objects come from, as its flags say: checked before anything is changed, started later.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use super::view::Published;
 use crate::cli::{Exit, Failure, RunArgs};
+use crate::notice::{Count, Sender};
 use crate::source::files::read_dir;
 use crate::source::kube::connect::{self, Connection, connect};
 use crate::source::kube::{KubeSource, kind};
@@ -45,6 +48,24 @@ impl Origin {
             Self::Files(path) => path.display().to_string(),
             Self::Kubernetes(Connection { location, .. }) => location.clone(),
         }
+    }
+
+    /// Starts to tell the owners of policies what is wrong with them, where there is somebody to tell it to.
+    pub(super) fn tell_owners(&self, node: &str, published: &Published) -> Arc<Count> {
+        let count = Arc::new(Count::default());
+        match self {
+            Self::Files(_) => {}
+            Self::Kubernetes(Connection { client, .. }) => {
+                let sender = Sender {
+                    client: client.clone(),
+                    node: node.to_owned(),
+                    published: published.clone(),
+                    count: count.clone(),
+                };
+                tokio::spawn(sender.run());
+            }
+        }
+        count
     }
 
     /// Starts the source, on the runtime of the caller.

@@ -94,6 +94,7 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
     let source = origin.start(&node, move |news| told.send(Input::Source(news)).is_ok())?;
     let writer = Writer::new(core, inbox, source, published.clone());
     let writer = start_writer(writer)?;
+    let notices = origin.tell_owners(&node, &published);
     let handle = Arc::new(Handle {
         node,
         source: (origin.kind(), origin.location()),
@@ -104,7 +105,7 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
         inputs: inputs.clone(),
     });
     if let Some(listener) = ground.listener {
-        let metrics = Arc::new(Metrics::new(kernel, published, bus.clone()));
+        let metrics = Arc::new(Metrics::new(kernel, published, bus.clone(), notices));
         tokio::spawn(metrics::serve(listener, metrics));
     }
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

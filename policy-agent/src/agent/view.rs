@@ -166,7 +166,7 @@ impl View {
 
 /// Why a namespace's policies are not the newest ones, and what is in force instead.
 #[must_use]
-pub(super) fn refusal_text(refusal: &Refusal) -> String {
+pub fn refusal_text(refusal: &Refusal) -> String {
     let Refusal { namespace, held, table, needed, limit, .. } = refusal;
     let instead = match held {
         Held::LastGood => "its last policies that fitted stay in force; newer ones isolate and allow nothing",

@@ -163,7 +163,7 @@ impl Writer {
             return;
         }
         for problem in view.problems.iter().filter(|p| !self.told.contains(p)) {
-            let Located { location, object, field, message, broken } = problem;
+            let Located { location, object, field, message, broken, version: _ } = problem;
             if *broken {
                 tracing::warn!(location, object, field, "{message}");
             } else {

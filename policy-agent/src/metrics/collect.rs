@@ -14,6 +14,7 @@ use prometheus_client::registry::Registry;
 
 use crate::agent::{Kernel, Published, State, View};
 use crate::events::Bus;
+use crate::notice::Count;
 
 /// The registry.
 #[derive(Debug)]
@@ -28,13 +29,18 @@ pub struct Metrics {
 impl Metrics {
     /// Metrics of this agent.
     #[must_use]
-    pub fn new(kernel: Arc<Kernel>, published: Published, bus: Arc<Bus>) -> Self {
+    pub fn new(kernel: Arc<Kernel>, published: Published, bus: Arc<Bus>, notices: Arc<Count>) -> Self {
         let mut registry = Registry::with_prefix("policy_agent");
         // A plan takes from a tenth of a millisecond to some seconds.
         let latency = Histogram::new([0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]);
         let help = "Time from a change to its last write to the kernel";
         registry.register("plan_duration_seconds", help, latency.clone());
-        registry.register_collector(Box::new(OnDemand { kernel, published: published.clone(), bus }));
+        registry.register_collector(Box::new(OnDemand {
+            kernel,
+            published: published.clone(),
+            bus,
+            notices,
+        }));
         Self { registry, published, latency, seen: Mutex::new(0) }
     }
 
@@ -73,6 +79,7 @@ struct OnDemand {
     kernel: Arc<Kernel>,
     published: Published,
     bus: Arc<Bus>,
+    notices: Arc<Count>,
 }
 
 type Label = (&'static str, String);
@@ -85,6 +92,7 @@ impl Collector for OnDemand {
         self.rules(&mut encoder, &view)?;
         objects(&mut encoder, &view)?;
         tables(&mut encoder, &view)?;
+        self.notices(&mut encoder)?;
         writer(&mut encoder, &view)
     }
 }
@@ -136,6 +144,15 @@ impl OnDemand {
         Ok(())
     }
 
+    fn notices(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        let help = "What became of Kubernetes Events about policies";
+        let mut family = encoder.encode_descriptor("kubernetes_events", help, None, MetricType::Counter)?;
+        for (outcome, count) in self.notices.values() {
+            one(&mut family, &[("outcome", outcome.to_owned())], &ConstCounter::new(count))?;
+        }
+        Ok(())
+    }
+
     fn losses(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         let (mut suppressed, mut full) = (0, 0);
         {
@@ -171,6 +188,8 @@ fn objects(encoder: &mut DescriptorEncoder, view: &View) -> fmt::Result {
         ("problems", "Parts of files and objects that are not honoured", broken),
         ("refused_namespaces", "Namespaces whose policies do not fit", view.refused.len()),
         ("degraded", "1 while the kernel does not hold what it should", usize::from(view.degraded.is_some())),
+        ("source_synced", "1 when the source has told all that it has", usize::from(view.synced)),
+        ("source_failing", "1 while the source does not deliver", usize::from(!view.source.error.is_empty())),
     ] {
         single(encoder, name, help, MetricType::Gauge, &gauge(value))?;
     }

@@ -23,6 +23,8 @@ pub struct Located {
     pub message: String,
     /// Something is not honoured; otherwise this is advice.
     pub broken: bool,
+    /// Version of the object in the API server; 0 = it has none.
+    pub version: u64,
 }
 
 /// What changed.
@@ -138,6 +140,7 @@ fn located(origin: &Origin, problem: &Problem, broken: bool) -> Located {
         field: problem.field.clone(),
         message: problem.message.clone(),
         broken,
+        version: 0,
     }
 }
 
@@ -147,7 +150,7 @@ fn of_file(problem: &FileProblem) -> Located {
         location.push_str(&format!(":{number}"));
     }
     let message = problem.message.clone();
-    Located { location, object: String::new(), field: String::new(), message, broken: true }
+    Located { location, object: String::new(), field: String::new(), message, broken: true, version: 0 }
 }
 
 /// Policies that a problem of a broken version concerns.

@@ -83,6 +83,7 @@ impl Reader {
                               (fs.inotify.max_user_watches and max_user_instances limit them)"
                         .to_owned(),
                     broken: false,
+                    version: 0,
                 });
             }
             let news = first || asked > 0 || !update.deltas.is_empty() || update.problems != self.problems;

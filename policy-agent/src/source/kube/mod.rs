@@ -19,6 +19,7 @@ mod point;
 mod shape;
 mod store;
 mod watch;
+pub mod write;
 
 use tokio::sync::mpsc::{self, Receiver, UnboundedSender};
 use tokio::task::JoinSet;

@@ -84,6 +84,7 @@ impl Reading {
                 field: problem.field,
                 message: problem.message,
                 broken,
+                version,
             })
             .collect();
         reading

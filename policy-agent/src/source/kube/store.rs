@@ -263,6 +263,7 @@ fn unknown_node(node: &ObjectKey) -> Located {
                   give the right --node-name"
             .to_owned(),
         broken: true,
+        version: 0,
     }
 }
 
