@@ -18,6 +18,8 @@ use policy_engine::verdict::RuleRef;
 use policy_engine::world::{Delta, World};
 
 use super::background::{Background, Work};
+use super::claims::{Claim, Claims};
+use super::guard::Guards;
 use super::kernel::Kernel;
 use super::placement::{NetnsLinks, Place, netns_paths, place};
 use super::retry::Retry;
@@ -48,6 +50,10 @@ pub(super) struct Core {
     pub(super) interfaces: Interfaces,
     pub(super) netns: NetnsLinks,
     pub(super) places: BTreeMap<policy_engine::model::ObjectKey, Place>,
+    pub(super) claims: Claims,
+    pub(super) guards: Guards,
+    /// Interfaces of pods that are not known yet are closed until they are.
+    pub(super) guarding: bool,
     pub(super) problems: Vec<Located>,
     pub(super) refused: Vec<Refusal>,
     /// Why the kernel does not hold what it should, and when to try again.
@@ -73,6 +79,8 @@ pub(super) struct Batch {
     pub source: Option<SourceState>,
     /// Interfaces or addresses changed.
     pub network: bool,
+    /// What container runtimes say of pods.
+    pub claims: Vec<Claim>,
     /// Plans up to this number, and these slots, are out of every program's sight.
     pub passed: Option<(u64, Vec<u16>)>,
     /// Look at the hooks.
@@ -85,7 +93,7 @@ impl Core {
     /// # Errors
     /// The maps cannot be read.
     pub(super) fn new(parts: Parts, saved: Saved) -> datapath::Result<Self> {
-        let Parts { kernel, history, background, discovery, store, bits, node } = parts;
+        let Parts { kernel, history, background, discovery, store, bits, guarding, node } = parts;
         let (live, dump, next) = {
             let executor = kernel.read();
             let next = executor.meta(policy_common::abi::meta_words::NEXT_ENDPOINT)?;
@@ -105,6 +113,9 @@ impl Core {
             interfaces: Interfaces::default(),
             netns: NetnsLinks::new(),
             places: BTreeMap::new(),
+            claims: Claims::default(),
+            guards: Guards::default(),
+            guarding,
             problems: Vec::new(),
             refused: Vec::new(),
             degraded: None,
@@ -120,7 +131,8 @@ impl Core {
 
     /// Takes in a batch and makes the kernel enforce it.
     pub(super) fn handle(&mut self, batch: Batch) {
-        let Batch { updates, source, network, passed, check_hooks } = batch;
+        let Batch { updates, source, network, claims, passed, check_hooks } = batch;
+        let now = Instant::now();
         if let Some(source) = source {
             self.source = source;
         }
@@ -133,10 +145,12 @@ impl Core {
         let news = !updates.is_empty();
         for update in updates {
             for delta in update.deltas {
+                let delta = self.claims.pass(delta);
                 self.stale |= self.world.apply(delta);
             }
             self.problems = update.problems;
         }
+        self.claim(claims, now);
         // Nothing is judged, and above all nothing removed, before the source has told all that it has.
         if !news && !self.synced {
             return;
@@ -148,7 +162,7 @@ impl Core {
             self.fail(format!("look at the interfaces: {error}"));
         }
         self.places = place(&self.world, &self.interfaces, &self.netns);
-        let due = self.retry.due(Instant::now());
+        let due = self.retry.due(now);
         if self.degraded.is_some() && !due {
             return;
         }
@@ -157,7 +171,7 @@ impl Core {
         {
             return self.fail(format!("read the maps back: {error}"));
         }
-        self.follow(first);
+        self.follow(first, now);
         if self.stale {
             self.enforce();
         }
@@ -170,7 +184,19 @@ impl Core {
     /// When to call [`Core::handle`] again even if nothing happens.
     #[must_use]
     pub(super) fn again_at(&self) -> Option<Instant> {
-        self.retry.at()
+        [self.retry.at(), self.guards.next(), self.claims.next()].into_iter().flatten().min()
+    }
+
+    fn claim(&mut self, claims: Vec<Claim>, now: Instant) {
+        for claim in claims {
+            tracing::info!(pod = %claim.pod, addresses = ?claim.addresses, "a container runtime starts a pod");
+            let told = self.world.pods.get(&claim.pod).cloned();
+            let delta = self.claims.put(claim, told.as_deref(), now);
+            self.stale |= delta.is_some_and(|delta| self.world.apply(delta));
+        }
+        for delta in self.claims.expire(now) {
+            self.stale |= self.world.apply(delta);
+        }
     }
 
     fn look(&mut self, paths: &std::collections::BTreeSet<String>) -> std::io::Result<()> {
@@ -315,6 +341,8 @@ pub(super) struct Parts {
     pub store: Store,
     /// Configuration bits of endpoints.
     pub bits: u16,
+    /// Interfaces of pods that are not known yet are closed until they are.
+    pub guarding: bool,
     /// Name of the node.
     pub node: String,
 }

@@ -21,8 +21,13 @@ const AT_ONCE: usize = 8;
 impl Core {
     /// Makes, moves and removes endpoints. Before the first plan nothing is hooked that was not: running pods are not
     /// closed while their policy is worked out. Later on new pods are hooked at once, closed.
-    pub(super) fn follow(&mut self, first: bool) {
-        let changes = self.table.follow(&self.world, &self.places);
+    pub(super) fn follow(&mut self, first: bool, now: Instant) {
+        let guarded = if self.guarding {
+            self.guards.update(&self.world, &self.interfaces, &self.places, first, now)
+        } else {
+            Vec::new()
+        };
+        let changes = self.table.follow(&self.world, &self.places, &guarded);
         if changes != Changes::default() {
             self.stale = true;
         }

@@ -1,19 +1,19 @@
 //! The running agent as the local API sees it.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use policy_common::reason::Reason;
-use policy_engine::model::{Policy, Requirement, Selector};
+use policy_engine::model::{ObjectKey, Policy, Requirement, Selector};
 use policy_engine::world::World;
 use tokio::sync::oneshot;
 
+use super::claims::Claim;
 use super::kernel::Kernel;
 use super::view::{EndpointView, Published, State, View, refusal_text};
 use super::writer::{Input, Inputs, Waited, Waiter};
-use crate::api::AgentView;
+use crate::api::{AgentView, Waiting};
 use crate::datapath::Mechanism;
 use crate::proto::agent::{self as proto, EndpointState};
 use crate::source::objects::policy_of;
@@ -71,9 +71,22 @@ impl AgentView for Handle {
         view.endpoints.iter().map(|endpoint| self.endpoint(endpoint)).collect()
     }
 
-    fn wait(&self, timeout: Duration) -> Pin<Box<dyn Future<Output = proto::WaitResponse> + Send + '_>> {
+    fn wait(&self, timeout: Duration, pod: Option<ObjectKey>) -> Waiting<'_> {
+        self.answer(timeout, pod.map(|pod| (pod, Vec::new())))
+    }
+
+    fn claim(&self, pod: ObjectKey, uid: &str, addresses: Vec<IpAddr>, timeout: Duration) -> Waiting<'_> {
+        let claim = Claim { pod: pod.clone(), uid: uid.into(), addresses: addresses.clone() };
+        // If the writer has ended, so says the wait.
+        drop(self.inputs.send(Input::Claim(claim)));
+        self.answer(timeout, Some((pod, addresses)))
+    }
+}
+
+impl Handle {
+    fn answer(&self, timeout: Duration, pod: Option<(ObjectKey, Vec<IpAddr>)>) -> Waiting<'_> {
         let (reply, answer) = oneshot::channel();
-        let waiter = Waiter { deadline: Instant::now() + timeout, reply };
+        let waiter = Waiter { deadline: Instant::now() + timeout, pod, reply };
         let sent = self.inputs.send(Input::Wait(waiter));
         Box::pin(async move {
             let ended = || Waited { plan: 0, missing: vec!["the agent is ending".to_owned()] };
@@ -84,9 +97,7 @@ impl AgentView for Handle {
             proto::WaitResponse { done: missing.is_empty(), enforcement: plan, missing }
         })
     }
-}
 
-impl Handle {
     fn source(&self, view: &View) -> proto::Source {
         let broken = view.problems.iter().filter(|problem| problem.broken && problem.object.is_empty());
         let unread = broken.map(|problem| format!("{}: {}", problem.location, problem.message)).next();

@@ -8,9 +8,11 @@
 //! ```
 
 mod background;
+mod claims;
 mod core;
 mod drain;
 mod endpoints;
+mod guard;
 mod handle;
 mod kernel;
 mod origin;

@@ -20,6 +20,17 @@ pub(super) enum Place {
     Nowhere(String),
 }
 
+impl Place {
+    /// Index of the interface.
+    #[must_use]
+    pub(super) fn ifindex(&self) -> Option<u32> {
+        match self {
+            Self::At(link) => Some(link.ifindex),
+            Self::Nowhere(_) => None,
+        }
+    }
+}
+
 /// Paths that annotations of local pods name.
 #[must_use]
 pub(super) fn netns_paths(world: &World) -> BTreeSet<String> {

@@ -20,7 +20,7 @@ use super::settings;
 use super::view::Published;
 use super::writer::{Input, Inputs, Waiter, Writer};
 use crate::api::{Socket, serve};
-use crate::cli::{Exit, Failure, RunArgs};
+use crate::cli::{Exit, Failure, RunArgs, UnknownPods};
 use crate::datapath::{self, Datapath, EventRing, OBJECT};
 use crate::events::{Bus, Enricher, History, Views};
 use crate::metrics::{self, Metrics};
@@ -86,6 +86,7 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
         discovery: ground.discovery,
         store: ground.store,
         bits: settings::endpoint_bits(args),
+        guarding: args.unknown_pods == UnknownPods::Hold,
         node: node.clone(),
     };
     let core = Core::new(parts, ground.saved)?;
@@ -210,7 +211,7 @@ fn start_writer(writer: Writer) -> Result<JoinHandle<()>, Failure> {
 
 async fn once(inputs: &Inputs) -> Result<(), Failure> {
     let (reply, answer) = tokio::sync::oneshot::channel();
-    let waiter = Waiter { deadline: Instant::now() + ONCE, reply };
+    let waiter = Waiter { deadline: Instant::now() + ONCE, pod: None, reply };
     let gone = || Failure::text(Exit::Failed, "the writer ended");
     inputs.send(Input::Wait(waiter)).map_err(|_| gone())?;
     let waited = answer.await.map_err(|_| gone())?;

@@ -9,6 +9,7 @@ use policy_engine::desired;
 use policy_engine::model::{ObjectKey, Pod};
 use policy_engine::world::World;
 
+use super::guard;
 use super::placement::Place;
 use crate::datapath::LiveEndpoint;
 use crate::netlink::HostLink;
@@ -20,7 +21,7 @@ pub(super) struct Local {
     pub slot: u16,
     /// Id, never used before.
     pub id: u32,
-    /// The pod; `None` = found in the kernel's maps and not yet recognised.
+    /// The pod; `None` = not known yet: found in the kernel's maps, or an interface that is guarded.
     pub pod: Option<ObjectKey>,
     /// Its UID.
     pub uid: Arc<str>,
@@ -47,7 +48,7 @@ pub(super) struct Changes {
     pub created: Vec<u16>,
     /// Endpoints that are no longer in the table.
     pub removed: Vec<Local>,
-    /// Slots whose further addresses changed.
+    /// Slots whose further addresses changed, or whose pod is known now.
     pub readdressed: Vec<u16>,
     /// Pods for which there is no slot.
     pub crowded: BTreeSet<ObjectKey>,
@@ -119,7 +120,13 @@ impl Table {
     }
 
     /// Follows the places of the local pods. An endpoint stays itself as long as its interface and main addresses do.
-    pub(super) fn follow(&mut self, world: &World, places: &BTreeMap<ObjectKey, Place>) -> Changes {
+    /// An interface that is guarded has one without a pod, which becomes the pod's when the pod is placed there.
+    pub(super) fn follow(
+        &mut self,
+        world: &World,
+        places: &BTreeMap<ObjectKey, Place>,
+        guarded: &[HostLink],
+    ) -> Changes {
         let mut changes = Changes::default();
         let mut kept = BTreeSet::new();
         let mut missing = Vec::new();
@@ -135,6 +142,13 @@ impl Table {
                 None => missing.push((pod.clone(), link.clone())),
             }
         }
+        let mut unguarded = Vec::new();
+        for link in guarded {
+            match self.recognise_guarded(link) {
+                Some(slot) => drop(kept.insert(slot)),
+                None => unguarded.push(link),
+            }
+        }
         let gone: Vec<u16> = self.endpoints.keys().filter(|slot| !kept.contains(slot)).copied().collect();
         for slot in gone {
             self.retiring.insert(slot);
@@ -148,6 +162,8 @@ impl Table {
                 }
             }
         }
+        // Pods that are known come first.
+        changes.created.extend(unguarded.into_iter().filter_map(|link| self.guard(link)));
         changes
     }
 
@@ -162,19 +178,34 @@ impl Table {
         self.endpoints.values().find(same).map(|local| local.slot)
     }
 
-    /// True when further addresses changed.
+    /// True when further addresses changed, or when the pod was not known before.
     fn refresh(&mut self, slot: u16, pod: &Pod, link: &HostLink) -> bool {
         let Some(local) = self.endpoints.get_mut(&slot) else { return false };
+        // A guarded interface has found its pod: that is a change, unlike an endpoint of an earlier agent.
+        let identified = local.pod.is_none() && local.hooked;
         local.pod = Some(pod.key.clone());
         local.uid = pod.uid.clone();
         local.interface.clone_from(&link.name);
         let set = |addresses: &[IpAddr]| addresses.iter().copied().collect::<BTreeSet<_>>();
-        let changed = set(&local.addresses) != set(&pod.addresses);
+        let changed = identified || set(&local.addresses) != set(&pod.addresses);
         local.addresses.clone_from(&pod.addresses);
         changed
     }
 
     fn create(&mut self, pod: &Pod, link: &HostLink) -> Option<u16> {
+        let slot = self.place(link, pod.addresses.clone())?;
+        if let Some(local) = self.endpoints.get_mut(&slot) {
+            local.pod = Some(pod.key.clone());
+            local.uid = pod.uid.clone();
+        }
+        Some(slot)
+    }
+
+    fn guard(&mut self, link: &HostLink) -> Option<u16> {
+        self.place(link, guard::addresses(link))
+    }
+
+    fn place(&mut self, link: &HostLink, addresses: Vec<IpAddr>) -> Option<u16> {
         let free = |slot: &u16| !self.endpoints.contains_key(slot) && !self.retiring.contains(slot);
         let slot = (1..u16::try_from(limits::ENDPOINTS).unwrap_or(u16::MAX)).find(free)?;
         let id = self.next_id;
@@ -182,9 +213,9 @@ impl Table {
         let local = Local {
             slot,
             id,
-            pod: Some(pod.key.clone()),
-            uid: pod.uid.clone(),
-            addresses: pod.addresses.clone(),
+            pod: None,
+            uid: "".into(),
+            addresses,
             ifindex: link.ifindex,
             interface: link.name.clone(),
             hooked: false,
@@ -194,6 +225,14 @@ impl Table {
         };
         self.endpoints.insert(slot, local);
         Some(slot)
+    }
+
+    fn recognise_guarded(&self, link: &HostLink) -> Option<u16> {
+        let addresses = guard::addresses(link);
+        let same = |local: &&Local| {
+            local.pod.is_none() && local.ifindex == link.ifindex && main(&local.addresses) == main(&addresses)
+        };
+        self.endpoints.values().find(same).map(|local| local.slot)
     }
 }
 
@@ -259,7 +298,7 @@ mod tests {
             world.apply(Delta::Pod(pod.clone()));
             places.insert(pod.key.clone(), at(*ifindex));
         }
-        table.follow(&world, &places)
+        table.follow(&world, &places, &[])
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What is enforced, as onlookers see it: published after every batch, whole.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -161,6 +162,35 @@ impl View {
         let waiting = self.waiting.then(|| "a change waits until tables are free again".to_owned());
         let degraded = self.degraded.iter().cloned().chain(waiting);
         degraded.chain(refused).chain(self.endpoints.iter().filter_map(EndpointView::missing)).collect()
+    }
+}
+
+impl View {
+    /// What keeps the kernel from enforcing this pod's policy. `addresses` that it is given must be known.
+    #[must_use]
+    pub fn missing_of(&self, key: &ObjectKey, addresses: &[IpAddr]) -> Vec<String> {
+        let told = |why: &str| vec![format!("pod {key} {why}")];
+        if !self.synced {
+            return vec!["the sources were not read yet".to_owned()];
+        }
+        let Some(pod) = self.world.pods.get(key) else { return told("is not known") };
+        if !pod.is_subject() {
+            return told("is not subject to policy: it has finished, or is on the host's network");
+        }
+        let Some(endpoint) = self.endpoints.iter().find(|endpoint| endpoint.pod.key == *key) else {
+            let node = pod.node.as_deref().unwrap_or("no node yet");
+            return told(&format!("is not on this node but on {node}"));
+        };
+        if !addresses.iter().all(|address| endpoint.pod.addresses.contains(address)) {
+            return told("is another pod of that name, or has other addresses");
+        }
+        match endpoint.state {
+            State::Enforced if self.waiting => told("waits for a change of the tables"),
+            State::Enforced => Vec::new(),
+            State::Pending | State::Unenforced | State::Stale => {
+                told(&format!("is {}: {}", endpoint.state.name(), endpoint.detail))
+            }
+        }
     }
 }
 

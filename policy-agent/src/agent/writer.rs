@@ -1,11 +1,14 @@
 //! The one thread that owns the core: everything that happened since its last turn is one batch, hence one plan.
 
+use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime};
 
+use policy_engine::model::ObjectKey;
 use tokio::sync::oneshot;
 
 use super::background::Passed;
+use super::claims::Claim;
 use super::core::{Batch, Core};
 use super::view::{Published, View};
 use crate::source::objects::Located;
@@ -23,6 +26,8 @@ pub(super) enum Input {
     Network,
     /// A grace period is over.
     Passed(Passed),
+    /// A container runtime gave addresses to a pod.
+    Claim(Claim),
     /// Somebody waits until everything that the sources hold now is enforced.
     Wait(Waiter),
     /// End; what is enforced stays.
@@ -34,6 +39,8 @@ pub(super) enum Input {
 pub(super) struct Waiter {
     /// When the answer is given in any case.
     pub deadline: Instant,
+    /// This pod alone is waited for: its key, and addresses that it must have.
+    pub pod: Option<(ObjectKey, Vec<IpAddr>)>,
     /// Where it is given.
     pub reply: oneshot::Sender<Waited>,
 }
@@ -123,6 +130,10 @@ impl Writer {
                 batch.source = Some(state);
             }
             Input::Network => batch.network = true,
+            Input::Claim(claim) => {
+                batch.network = true;
+                batch.claims.push(claim);
+            }
             Input::Passed(Passed { upto, slots }) => {
                 let (number, freed) = batch.passed.get_or_insert_default();
                 *number = upto.max(*number);
@@ -130,7 +141,10 @@ impl Writer {
             }
             Input::Wait(waiter) => {
                 batch.network = true;
-                self.waiting.push((self.source.read_again(), waiter));
+                // A runtime knows more than the sources: nothing that they have not told yet matters to it.
+                let claimed = waiter.pod.as_ref().is_some_and(|(_, addresses)| !addresses.is_empty());
+                let number = if claimed { 0 } else { self.source.read_again() };
+                self.waiting.push((number, waiter));
             }
             Input::Stop => return None,
         }
@@ -139,14 +153,18 @@ impl Writer {
 
     fn answer(&mut self, view: &View) {
         let now = Instant::now();
-        let missing = view.missing();
+        let all = view.missing();
         for (number, waiter) in std::mem::take(&mut self.waiting) {
             let read = self.answered >= number;
+            let missing = match &waiter.pod {
+                Some((pod, addresses)) => view.missing_of(pod, addresses),
+                None => all.clone(),
+            };
             if waiter.deadline > now && (!read || !missing.is_empty()) {
                 self.waiting.push((number, waiter));
                 continue;
             }
-            let mut missing = missing.clone();
+            let mut missing = missing;
             if !read && missing.is_empty() {
                 let SourceState { error, .. } = &view.source;
                 missing.extend((!error.is_empty()).then(|| error.clone()));

@@ -1,17 +1,17 @@
 //! An agent that answers what a test wants, behind a real server on a socket of its own.
 
-use std::future::Future;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use policy_common::event::Event;
+use policy_engine::model::ObjectKey;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::api::{AgentView, Socket, serve};
+use crate::api::{AgentView, Socket, Waiting, serve};
 use crate::events::Bus;
 use crate::events::fixture::{dropped_syn, history, world};
 use crate::events::{Enricher, Now, Views};
@@ -44,7 +44,11 @@ impl AgentView for Fake {
         self.endpoints.clone()
     }
 
-    fn wait(&self, _: Duration) -> Pin<Box<dyn Future<Output = WaitResponse> + Send + '_>> {
+    fn wait(&self, _: Duration, _: Option<ObjectKey>) -> Waiting<'_> {
+        Box::pin(async { self.wait.clone() })
+    }
+
+    fn claim(&self, _: ObjectKey, _: &str, _: Vec<IpAddr>, _: Duration) -> Waiting<'_> {
         Box::pin(async { self.wait.clone() })
     }
 }

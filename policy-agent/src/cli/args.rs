@@ -39,8 +39,68 @@ pub enum Command {
     Run(RunArgs),
     /// Remove every trace: hooks, maps, state. The agent must not be running.
     Cleanup(Paths),
+    /// Chain the CNI plugin that lets pods start only once their policy is in force, or take it out.
+    #[command(subcommand)]
+    Cni(CniCommand),
     /// Print the version.
     Version,
+}
+
+/// Commands of `cni`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum CniCommand {
+    /// Copy the plugin to the node and chain it last in the network configuration that the runtime uses.
+    Install(CniInstall),
+    /// Take the plugin out of all configurations and remove it.
+    Uninstall(CniDirs),
+}
+
+/// Where the node's container runtime looks.
+#[derive(Clone, Debug, Args)]
+pub struct CniDirs {
+    /// Directory of CNI plugins.
+    #[arg(long, value_name = "DIR", env = "POLICY_AGENT_CNI_BIN_DIR", default_value = "/opt/cni/bin")]
+    pub bin_dir: PathBuf,
+    /// Directory of CNI configurations.
+    #[arg(long, value_name = "DIR", env = "POLICY_AGENT_CNI_CONF_DIR", default_value = "/etc/cni/net.d")]
+    pub conf_dir: PathBuf,
+}
+
+/// Flags of `cni install`.
+#[derive(Clone, Debug, Args)]
+pub struct CniInstall {
+    /// Where the runtime looks.
+    #[command(flatten)]
+    pub dirs: CniDirs,
+    /// The agent's socket, as the container runtime sees it.
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "POLICY_AGENT_CNI_SOCKET",
+        default_value = "/run/policy-agent/agent.sock"
+    )]
+    pub socket: PathBuf,
+    /// What happens to a pod whose policy is not in force in time, for example because no agent runs.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHAT",
+        env = "POLICY_AGENT_CNI_ON_FAILURE",
+        default_value = "fail"
+    )]
+    pub on_failure: CniFailure,
+    /// Stay, and chain the plugin again when another program writes the configuration anew.
+    #[arg(long, env = "POLICY_AGENT_CNI_FOLLOW")]
+    pub follow: bool,
+}
+
+/// Values of `--on-failure`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CniFailure {
+    /// It is not started; the kubelet tries again.
+    Fail,
+    /// It starts without the guarantee.
+    Allow,
 }
 
 /// Where things are.
@@ -109,6 +169,10 @@ pub struct RunArgs {
         default_value = "judge"
     )]
     pub masqueraded_ingress: MasqueradedIngress,
+    /// What a new interface may do while a pod that policy isolates waits for its address, so that it may be that
+    /// pod's.
+    #[arg(long, value_enum, value_name = "WHAT", env = "POLICY_AGENT_UNKNOWN_PODS", default_value = "hold")]
+    pub unknown_pods: UnknownPods,
     /// Make an event of every new flow that is allowed, not only of drops.
     #[arg(long, env = "POLICY_AGENT_VERDICTS")]
     pub verdicts: bool,
@@ -150,6 +214,15 @@ pub enum MasqueradedIngress {
     Judge,
     /// Allowed, like traffic of the node itself.
     Allow,
+}
+
+/// Values of `--unknown-pods`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UnknownPods {
+    /// Nothing passes until its pod is known, 30 seconds at most.
+    Hold,
+    /// Everything passes.
+    Pass,
 }
 
 /// Values of `--log-format`.

@@ -2,6 +2,7 @@
 
 mod args;
 mod cleanup;
+mod cni;
 mod exit;
 mod log;
 
@@ -9,7 +10,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-pub use args::{AttachArg, Cli, Command, ExistingFlows, LogFormat, MasqueradedIngress, Paths, RunArgs};
+pub use args::{
+    AttachArg, Cli, CniCommand, CniDirs, CniFailure, CniInstall, Command, ExistingFlows, LogFormat,
+    MasqueradedIngress, Paths, RunArgs, UnknownPods,
+};
 pub use exit::{Exit, Failure, chain};
 
 /// Runs the command line of this process.
@@ -19,6 +23,7 @@ pub fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Run(args) => log::start(&args.log, args.log_format).and_then(|()| crate::agent::run(args)),
         Command::Cleanup(args) => cleanup::cleanup(args),
+        Command::Cni(command) => cni::run(command),
         Command::Version => {
             println!("policy-agent {}", env!("CARGO_PKG_VERSION"));
             Ok(())

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use policy_engine::model::Protocol;
+use policy_engine::model::{ObjectKey, Protocol};
 
 use crate::ctl::monitor::request::Since;
 
@@ -36,7 +36,8 @@ Examples:
   policyctl monitor --since 5m -f -o json            Hubble's JSON, one flow a line";
 
 const WAIT_HELP: &str = "\
-Exit code 0: the kernel enforces everything that the sources held when the command was called.
+Exit code 0: the kernel enforces everything that the sources held when the command was called;
+             with --pod, the policy of that pod.
 Exit code 2: it does not; what is missing is on standard error.";
 
 const MATRIX_HELP: &str = "\
@@ -147,6 +148,9 @@ pub struct WaitArgs {
     /// How long to wait, also for the agent to appear: 10s, 500ms, 2m
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub timeout: Duration,
+    /// Wait for this pod of the node alone
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = pod)]
+    pub pod: Option<ObjectKey>,
     /// Form of the answer
     #[arg(long, short, value_enum, value_name = "FORM", default_value = "text")]
     pub output: TextForm,
@@ -231,6 +235,15 @@ fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(parsed).map_err(|_| "a time cannot be negative".to_owned())
 }
 
+fn pod(text: &str) -> Result<ObjectKey, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(ObjectKey::new(namespace, name))
+        }
+        Some(_) | None => Err("a pod is named NAMESPACE/NAME".to_owned()),
+    }
+}
+
 fn port(text: &str) -> Result<(Protocol, u16), String> {
     let (number, protocol) = text.split_once('/').unwrap_or((text, "TCP"));
     let number = number.parse::<u16>().map_err(|_| format!("{number:?} is no port number"))?;
@@ -248,6 +261,14 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn pods() {
+        assert_eq!(pod("shop/a"), Ok(ObjectKey::new("shop", "a")));
+        for bad in ["a", "/a", "shop/", "a/b/c"] {
+            assert!(pod(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

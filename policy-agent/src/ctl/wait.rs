@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
+use policy_engine::model::ObjectKey;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::api::json;
@@ -25,7 +26,8 @@ const GRACE: Duration = Duration::from_secs(2);
 /// With [`NOT_MET`] as exit code if something is missing in the end; otherwise when the socket cannot be used or the output
 /// cannot be written.
 pub async fn run(socket: &Path, args: &WaitArgs, screen: &mut Screen<'_>) -> Result<(), Failure> {
-    let answer = ask(socket, Instant::now() + args.timeout).await?;
+    let pod = args.pod.as_ref();
+    let answer = ask(socket, pod, Instant::now() + args.timeout).await?;
     match args.output {
         TextForm::Json => writeln!(screen.out, "{}", json::full("policyagent.v1.WaitResponse", &answer)?)?,
         TextForm::Text if answer.done => writeln!(screen.out, "enforced (plan {})", answer.enforcement)?,
@@ -34,7 +36,8 @@ pub async fn run(socket: &Path, args: &WaitArgs, screen: &mut Screen<'_>) -> Res
     if answer.done {
         return Ok(());
     }
-    let mut message = format!("not everything is enforced after {:?}", args.timeout);
+    let what = pod.map_or_else(|| "not everything is".to_owned(), |pod| format!("pod {pod} is not"));
+    let mut message = format!("{what} enforced after {:?}", args.timeout);
     for missing in &answer.missing {
         message.push_str(&format!("\n  {}", plain(missing)));
     }
@@ -45,9 +48,9 @@ pub async fn run(socket: &Path, args: &WaitArgs, screen: &mut Screen<'_>) -> Res
 }
 
 /// Asks until the deadline; an agent that is not there yet, or restarts, is tried again.
-async fn ask(socket: &Path, deadline: Instant) -> Result<WaitResponse, Failure> {
+async fn ask(socket: &Path, pod: Option<&ObjectKey>, deadline: Instant) -> Result<WaitResponse, Failure> {
     loop {
-        let why = match timeout_at(deadline + GRACE, once(socket, deadline)).await {
+        let why = match timeout_at(deadline + GRACE, once(socket, pod, deadline)).await {
             Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(failure)) => failure.message,
             Err(_) => format!("the agent at {} does not answer", socket.display()),
@@ -59,9 +62,11 @@ async fn ask(socket: &Path, deadline: Instant) -> Result<WaitResponse, Failure> 
     }
 }
 
-async fn once(socket: &Path, deadline: Instant) -> Result<WaitResponse, Failure> {
+async fn once(socket: &Path, pod: Option<&ObjectKey>, deadline: Instant) -> Result<WaitResponse, Failure> {
     let mut client = client::agent(socket).await?;
     let left = deadline.saturating_duration_since(Instant::now());
     let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-    Ok(client.wait(WaitRequest { timeout_ms }).await?.into_inner())
+    let (namespace, pod) =
+        pod.map(|pod| (pod.namespace.to_string(), pod.name.to_string())).unwrap_or_default();
+    Ok(client.wait(WaitRequest { timeout_ms, namespace, pod }).await?.into_inner())
 }
