@@ -179,9 +179,9 @@ mod tests {
     fn a_new_interface_is_guarded_while_an_isolated_pod_waits_for_its_address() {
         let mut case = Case::new(true);
         let old = link(5, "10.0.0.5");
-        assert_eq!(case.look(&[old.clone()], true, 0), [] as [u32; 0]);
+        assert_eq!(case.look(std::slice::from_ref(&old), true, 0), [] as [u32; 0]);
         case.world.apply(Delta::Pod(pod("a", "")));
-        assert_eq!(case.look(&[old.clone()], false, 1), [] as [u32; 0], "it was there before");
+        assert_eq!(case.look(std::slice::from_ref(&old), false, 1), [] as [u32; 0], "it was there before");
         let both = [old.clone(), link(6, "10.0.0.6")];
         assert_eq!(case.look(&both, false, 2), [6]);
         assert_eq!(case.guards.next(), Some(case.start + Duration::from_secs(2) + AT_MOST));
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(case.look(&both, false, 3), [] as [u32; 0], "it has its pod");
         assert_eq!(case.guards.next(), None);
         // The runtime makes its sandbox anew; the API still names the old address.
-        assert_eq!(case.look(&[old.clone()], false, 4), [] as [u32; 0]);
+        assert_eq!(case.look(std::slice::from_ref(&old), false, 4), [] as [u32; 0]);
         assert_eq!(case.look(&[old, link(7, "10.0.0.7")], false, 5), [7]);
     }
 

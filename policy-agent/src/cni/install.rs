@@ -227,7 +227,8 @@ mod tests {
         // The network's own agent writes its configuration anew.
         fs::write(&done.configuration, LIST).unwrap();
         assert!(install.install().unwrap().configuration_changed);
-        assert_eq!(uninstall(&install.bin_dir, &install.conf_dir).unwrap(), [done.configuration.clone()]);
+        let changed = uninstall(&install.bin_dir, &install.conf_dir).unwrap();
+        assert_eq!(changed, std::slice::from_ref(&done.configuration));
         assert_eq!(types(&done.configuration), ["ptp", "portmap"]);
         assert!(!program.exists());
         assert_eq!(uninstall(&install.bin_dir, &install.conf_dir).unwrap(), [] as [PathBuf; 0]);
