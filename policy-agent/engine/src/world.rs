@@ -142,6 +142,30 @@ impl World {
         })
     }
 
+    /// Addresses of Services, with the first Service that has each, in order of address.
+    pub fn frontends(&self) -> impl Iterator<Item = (IpAddr, &ObjectKey)> {
+        let mut last = None;
+        let all = self.index.services.iter();
+        all.filter_map(move |(address, key)| {
+            (last.replace(*address) != Some(*address)).then_some((*address, key))
+        })
+    }
+
+    /// Whether a Service has the address.
+    #[must_use]
+    pub fn is_frontend(&self, address: IpAddr) -> bool {
+        first_at(&self.index.services, address).is_some()
+    }
+
+    /// Addresses that came to, or went from, a Service since an earlier state of this world.
+    pub fn changed_frontends<'a>(&'a self, earlier: &'a Self) -> impl Iterator<Item = IpAddr> + 'a {
+        earlier.index.services.diff(&self.index.services).map(|change| match change {
+            imbl::ordset::DiffItem::Add((address, _)) | imbl::ordset::DiffItem::Remove((address, _)) => {
+                *address
+            }
+        })
+    }
+
     /// Addresses that more than one live pod claims, with the claimants; the first one has the address.
     pub fn conflicts(&self) -> impl Iterator<Item = (IpAddr, &[Arc<Pod>])> {
         self.index.conflicts.iter().filter_map(|address| Some((*address, &**self.index.pods.get(address)?)))

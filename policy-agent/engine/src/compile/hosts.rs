@@ -88,6 +88,8 @@ impl Memo {
 pub(crate) struct Walk<'a> {
     /// The world.
     pub(crate) world: &'a World,
+    /// Whether some pod's egress is isolated, so that the addresses of Services need a word.
+    pub(crate) deferring: bool,
     /// Atoms.
     pub(crate) atoms: &'a Atoms,
     /// Selection.
@@ -103,15 +105,21 @@ pub(crate) struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Addresses that need a word: their class is not that of their longest prefix, or they are the node's own.
+    /// Addresses that need a word: their class is not that of their longest prefix, or they are the node's own or a
+    /// Service's.
     pub(crate) fn all(mut self) -> BTreeMap<IpAddr, HostTarget> {
         let world = self.world;
-        let mut hosts: Vec<(IpAddr, HostTarget)> = world
+        let mut hosts: BTreeMap<IpAddr, HostTarget> = world
             .pod_addresses()
             .filter_map(|(address, pod)| Some((address, self.pod(address, pod)?)))
             .collect();
+        if self.deferring {
+            for (address, _) in world.frontends() {
+                hosts.extend(self.target(address).map(|target| (address, target)));
+            }
+        }
         hosts.extend(world.host_addresses.iter().map(|address| (*address, self.own(*address))));
-        hosts.into_iter().collect()
+        hosts
     }
 
     /// Brings the addresses up to date that changed since the walk over an earlier world.
@@ -119,17 +127,27 @@ impl Walk<'_> {
         let world = self.world;
         let mut changed: BTreeSet<IpAddr> = world.changed_pod_addresses(earlier).collect();
         changed.extend(world.host_addresses.symmetric_difference(&earlier.host_addresses));
+        changed.extend(world.changed_frontends(earlier));
         for address in changed {
-            let target = if world.is_host_address(address) {
-                Some(self.own(address))
-            } else {
-                world.pod_at(address).and_then(|pod| self.pod(address, &pod))
-            };
-            match target {
+            match self.target(address) {
                 Some(target) => hosts.insert(address, target),
                 None => hosts.remove(&address),
             };
         }
+    }
+
+    fn target(&mut self, address: IpAddr) -> Option<HostTarget> {
+        let world = self.world;
+        if world.is_host_address(address) {
+            return Some(self.own(address));
+        }
+        let pod = world.pod_at(address).and_then(|pod| self.pod(address, &pod));
+        if !(self.deferring && world.is_frontend(address)) {
+            return pod;
+        }
+        // Whatever does not translate the address leaves it to be judged as itself.
+        let class = pod.map_or_else(|| self.memo.of_block(self.blocks.at(address)), |pod| pod.class);
+        Some(HostTarget { class, flags: host_flags::FRONTEND | pod.map_or(0, |pod| pod.flags) })
     }
 
     fn own(&self, address: IpAddr) -> HostTarget {

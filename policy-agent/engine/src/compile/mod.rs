@@ -28,7 +28,7 @@ use self::hosts::{Classes, Memo, Walk};
 use self::policies::{Policies, Selection};
 use self::rows::{Cells, Sets};
 pub use self::share::Share;
-use crate::desired::{Desired, DesiredRow, Endpoint, HostTarget};
+use crate::desired::{Desired, DesiredRow, Endpoint, HostTarget, RowChoice};
 use crate::limits::Limits;
 use crate::model::{ObjectKey, Pod, Policy};
 use crate::rule_ids::RuleIds;
@@ -53,6 +53,8 @@ pub struct Compiler {
     cells: Vec<Cells>,
     closed: BTreeSet<Arc<str>>,
     hosts: BTreeMap<IpAddr, HostTarget>,
+    /// Whether addresses of Services are among them.
+    deferring: bool,
     /// World whose addresses `hosts` are, under the classes of now.
     walked: Option<World>,
 }
@@ -101,8 +103,13 @@ impl Compiler {
         if !same || regrouped || self.classes.list.len() > 2 * self.limits.classes as usize {
             self.restart_classes();
         }
+        let deferring = self.selection.endpoints.iter().any(|e| e.egress != RowChoice::Open);
+        if std::mem::replace(&mut self.deferring, deferring) != deferring {
+            self.walked = None;
+        }
         let walk = Walk {
             world,
+            deferring,
             atoms: &self.atoms,
             selection: &self.selection,
             blocks: &self.blocks,

@@ -193,7 +193,7 @@ impl Fast {
         cells
     }
 
-    /// Returns the rows for which a verdict changed, and whether the node's own addresses did.
+    /// Returns the rows for which a verdict changed, and whether addresses of the node or of Services did.
     fn move_hosts(
         &self,
         mirror: &mut Mirror,

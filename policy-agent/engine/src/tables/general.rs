@@ -185,7 +185,7 @@ impl Classes {
     }
 }
 
-/// Moves and inserts keys. Returns whether the node's own addresses changed, which no row shows.
+/// Moves and inserts keys. Returns whether addresses of the node or of Services changed, which no row shows.
 fn move_keys(mirror: &mut Mirror, join: &Join, classes: &Classes, slots: &[u32], ops: &mut Vec<Op>) -> bool {
     let mut slots = slots.iter();
     let mut rejudge = false;
@@ -207,9 +207,9 @@ fn move_keys(mirror: &mut Mirror, join: &Join, classes: &Classes, slots: &[u32],
     rejudge
 }
 
-/// Whether the address becomes, or ceases to be, one of the node's own.
+/// Whether the address becomes, or ceases to be, one of the node's own or a Service's.
 pub(crate) fn changes_owner(key: &Joined) -> bool {
-    (key.place.map_or(0, |p| p.flags) ^ key.flags) & host_flags::OWN_NODE != 0
+    (key.place.map_or(0, |p| p.flags) ^ key.flags) & (host_flags::OWN_NODE | host_flags::FRONTEND) != 0
 }
 
 /// Stores the word of every endpoint whose rows change or whose flows must be judged again.

@@ -88,9 +88,10 @@ fn class_of(place: Option<&Place>, by_prefix: impl Fn() -> u16) -> u16 {
     place.map_or_else(by_prefix, |place| place.class)
 }
 
-/// Flags of an entry that is not wanted: facts that judge nothing stay until it is removed.
+/// Flags of an entry that is not wanted: facts that change no verdict stay until it is removed. What is deferred to the
+/// exit is judged there by the same row.
 fn kept_flags(place: Option<&Place>) -> u16 {
-    place.map_or(0, |p| p.flags & host_flags::POD)
+    place.map_or(0, |p| p.flags & (host_flags::POD | host_flags::FRONTEND))
 }
 
 /// Calls `each` for every key of two sorted lists.

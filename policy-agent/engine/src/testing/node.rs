@@ -206,6 +206,17 @@ impl SimNode {
                 return Err(format!("{address} is the node's own and does not say so"));
             }
         }
+        let deferring = self.endpoints.iter().any(|e| {
+            let word = self.kernel.endpoint(e.slot).unwrap_or_default();
+            word.egress_row > ROW_CLOSED
+        });
+        for (address, key) in
+            world.frontends().filter(|(address, _)| deferring && !world.is_host_address(*address))
+        {
+            if self.kernel.classify(address).flags & host_flags::FRONTEND == 0 {
+                return Err(format!("{address} is that of Service {key} and does not say so"));
+            }
+        }
         for sample in samples {
             let own = self.kernel.classify(sample.remote).flags & host_flags::OWN_NODE != 0;
             if own != world.is_host_address(sample.remote) {
@@ -257,9 +268,13 @@ impl SimNode {
     fn carry_out(&mut self, plan: &Plan, samples: &[Sample]) -> Result<(), String> {
         let before = self.references();
         let words: BTreeMap<u16, EndpointWord> = self.kernel.dump(0).endpoints.into_iter().collect();
-        let old: Vec<Outcome> = samples.iter().map(|s| self.verdict(s)).collect();
         let mut after = self.kernel.clone();
         after.apply_all(&plan.ops).map_err(|e| format!("plan {}: {e}", plan.number))?;
+        // From the write on by which an address becomes the node's own, or ceases to be, the way of a packet decides.
+        let own = |tables: &MemTables, a| tables.classify(a).flags & host_flags::OWN_NODE;
+        let stays = |s: &&Sample| own(&self.kernel, s.remote) == own(&after, s.remote);
+        let samples: Vec<Sample> = samples.iter().filter(stays).copied().collect();
+        let old: Vec<Outcome> = samples.iter().map(|s| self.verdict(s)).collect();
         let bumped = |slot| self.kernel.endpoint(slot) != after.endpoint(slot);
         let new: Vec<Outcome> = samples
             .iter()

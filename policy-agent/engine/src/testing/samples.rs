@@ -42,6 +42,7 @@ pub enum Expected {
 #[must_use]
 pub fn samples(rng: &mut Rng, world: &World, endpoints: &[Endpoint], count: usize) -> Vec<Sample> {
     let mut addresses: BTreeSet<IpAddr> = world.pods.values().flat_map(|p| p.addresses.clone()).collect();
+    addresses.extend(world.frontends().map(|(address, _)| address));
     addresses.extend((0..8).map(|_| worlds::address(rng)));
     let addresses: Vec<IpAddr> = addresses.into_iter().collect();
     let mut samples = Vec::new();

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::rng::Rng;
 use crate::model::{
     ContainerPort, Labels, NAMESPACE_NAME_LABEL, Namespace, NamespaceScope, Node, ObjectKey, Peer, Peers,
-    Phase, Pod, Policy, PortMatch, Ports, Protocol, Requirement, Rule, Selector,
+    Phase, Pod, Policy, PortMatch, Ports, Protocol, Requirement, Rule, Selector, Service,
 };
 use crate::world::{Delta, World};
 
@@ -70,7 +70,7 @@ pub fn clear(world: &mut World) {
 
 /// A random change of a world.
 pub fn delta(rng: &mut Rng, world: &World) -> Delta {
-    match rng.below(20) {
+    match rng.below(22) {
         0 => Delta::Namespace(namespace(rng)),
         1 => Delta::NamespaceGone(rng.one(NAMESPACES).into()),
         2..=8 => Delta::Pod(pod(rng, world)),
@@ -85,6 +85,8 @@ pub fn delta(rng: &mut Rng, world: &World) -> Delta {
             Delta::Node(Node { name: name.into(), labels: Labels::default(), addresses })
         }
         12 => Delta::HostAddresses((0..rng.below(4)).map(|_| host_address(rng)).collect()),
+        20 => Delta::Service(service(rng)),
+        21 => Delta::ServiceGone(ObjectKey::new("a", rng.one(["s1", "s2"]))),
         13 | 14 => {
             let policies: Vec<_> = world.policies.keys().cloned().collect();
             Delta::PolicyGone(rng.pick(&policies).cloned().unwrap_or_else(|| ObjectKey::new("a", "none")))
@@ -111,6 +113,13 @@ pub fn address(rng: &mut Rng) -> IpAddr {
 
 fn byte(rng: &mut Rng, bound: usize) -> u8 {
     u8::try_from(rng.below(bound)).unwrap_or(0)
+}
+
+/// Mostly an address of its own, now and then one that a pod, the node or a block has too.
+fn service(rng: &mut Rng) -> Service {
+    let own = IpAddr::V4(Ipv4Addr::new(10, 0, 3, byte(rng, 4)));
+    let addresses = (0..1 + rng.below(2)).map(|_| if rng.percent(60) { own } else { address(rng) }).collect();
+    Service { key: ObjectKey::new("a", rng.one(["s1", "s2"])), addresses }
 }
 
 fn host_address(rng: &mut Rng) -> IpAddr {
@@ -210,7 +219,7 @@ fn peers(rng: &mut Rng) -> Peers {
 }
 
 fn peer(rng: &mut Rng) -> Peer {
-    match rng.below(20) {
+    match rng.below(22) {
         0 => Peer::Nothing,
         1..=8 => block(rng),
         _ => Peer::Pods {
