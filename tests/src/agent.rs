@@ -57,6 +57,11 @@ impl Agent {
         self
     }
 
+    /// Other arguments, from the next start on.
+    pub fn set_arguments(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(|text| (*text).to_owned()).collect();
+    }
+
     /// Starts the process and returns once it answers.
     pub fn start(&mut self) -> Result<()> {
         ensure!(self.child.is_none(), "the agent runs already");

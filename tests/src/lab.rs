@@ -39,6 +39,28 @@ impl Lab {
         Ok(lab)
     }
 
+    /// The same with further arguments for the agent.
+    pub fn with_arguments(topology: Topology, cluster: &str, arguments: &[&str]) -> Result<Self> {
+        let mut lab = Self::new(topology, cluster)?;
+        if !arguments.is_empty() {
+            lab.agent().kill()?;
+            lab.agent().set_arguments(arguments);
+            lab.agent().start()?;
+            lab.agent().wait()?;
+        }
+        Ok(lab)
+    }
+
+    /// The agent's pin directory.
+    pub fn pins(&self) -> std::path::PathBuf {
+        self.wire.agent_pins()
+    }
+
+    /// Lets a place answer on these ports.
+    pub fn listen(&self, name: &str, ports: &[crate::scenario::Port]) -> Result<()> {
+        self.wire.responder().listen(&*self.host(name)?, ports)
+    }
+
     /// Makes changes, given as a list of actions, and returns once they are in force.
     pub fn act(&mut self, actions: &str) -> Result<()> {
         self.act_without_waiting(actions)?;

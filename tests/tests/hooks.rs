@@ -9,12 +9,11 @@ use std::time::Duration;
 
 use aya::programs::tc::{NlOptions, TcAttachOptions, TcHandle, qdisc_add_clsact};
 use aya::programs::{SchedClassifier, TcAttachType};
-use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
+use aya_obj::generated::bpf_attach_type::{BPF_TCX_EGRESS, BPF_TCX_INGRESS};
 use policy_agent::datapath::bpf::{self, instruction};
 use policy_agent::datapath::{
-    Attach, Attached, Error, Hooks, Mechanism, Pair, Program, remove_all, tcx_supported,
+    Attach, Attached, Error, Hook, Hooks, Mechanism, Program, Programs, remove_all, tcx_supported,
 };
-use policy_common::abi::Direction;
 use policy_tests::net::{Attach as At, Family, Host, Netns, Node, Topology};
 use policy_tests::pins::PinDir;
 
@@ -36,8 +35,12 @@ const GO_ON: i32 = -1;
 const ACCEPT: i32 = 0;
 
 /// Nothing gets out of the pod; everything may get in.
-fn mute() -> Pair {
-    Pair { pod_in: program("pod_in", GO_ON), pod_out: program("pod_out", DROP) }
+fn mute() -> Programs {
+    Programs {
+        pod_in: program("pod_in", GO_ON),
+        pod_out: program("pod_out", DROP),
+        node_exit: program("node_exit", DROP),
+    }
 }
 
 struct Fixture {
@@ -211,7 +214,7 @@ fn a_program_that_goes_before_ours_is_told_and_outrun() {
     assert!(f.talks(), "a program that accepts before ours lets packets by");
     f.ns().run(|| {
         let [out, into] = hooks.verify(f.ifindex).unwrap();
-        assert_eq!((out.direction, out.present), (Direction::Egress, true));
+        assert_eq!((out.hook, out.present), (Hook::Out, true));
         assert_eq!(out.before, [format!("stranger (program {})", foreign.id)]);
         assert!(into.before.is_empty());
         assert!(hooks.repair(f.ifindex).unwrap());
@@ -250,7 +253,7 @@ fn a_filter_that_goes_before_ours_is_told_and_outrun() {
 
 /// A filter of somebody else that accepts what the pod sends.
 fn foreign_filter(f: &Fixture, priority: u16, handle: u16) -> SchedClassifier {
-    let path = f.dir.pins().link(f.ifindex, Direction::Egress).with_file_name("stranger");
+    let path = f.dir.pins().link(f.ifindex, Hook::Out).with_file_name("stranger");
     bpf::pin(program("stranger", ACCEPT).as_fd(), &path).unwrap();
     let mut foreign = SchedClassifier::from_pin(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
@@ -269,7 +272,7 @@ fn a_program_that_was_removed_is_put_back() {
         let hooks = f.hooks(attach);
         f.ns().run(|| {
             hooks.attach(f.ifindex).unwrap();
-            let link = f.dir.pins().link(f.ifindex, Direction::Egress);
+            let link = f.dir.pins().link(f.ifindex, Hook::Out);
             if let Ok(fd) = bpf::open_pin(&link) {
                 bpf::detach_link(fd.as_fd()).unwrap();
             } else {
@@ -285,6 +288,48 @@ fn a_program_that_was_removed_is_put_back() {
         assert!(f.talks(), "{attach:?}");
         f.ns().run(|| assert!(hooks.repair(f.ifindex).unwrap()));
         assert!(!f.talks(), "{attach:?}");
+    }
+}
+
+/// A device that is no pod's has one hook, on the way out, and ours is the first there: a stranger that accepts would
+/// end the chain before us.
+#[test]
+fn other_devices_are_hooked_on_the_way_out() {
+    for attach in mechanisms() {
+        let f = Fixture::new();
+        let hooks = f.hooks(attach);
+        let device = f.node.rtnl().link(&f.node.as_host().host_link).unwrap().index;
+        f.ns().run(|| {
+            assert_eq!(hooks.attach_exit(device).unwrap(), Attached { fresh: 1, taken_over: 0 });
+            assert_eq!(hooks.attach_exit(device).unwrap(), Attached { fresh: 0, taken_over: 1 });
+            let next = f.hooks(attach);
+            assert_eq!(next.attach_exit(device).unwrap(), Attached { fresh: 0, taken_over: 1 });
+            let state = next.verify_exit(device).unwrap();
+            assert!(state.present && state.before.is_empty() && state.hook == Hook::Exit, "{state:?}");
+            assert!(next.attached_exits().unwrap().contains(&device));
+            if attach == Attach::Tcx {
+                let foreign = program("stranger", ACCEPT);
+                let link = bpf::attach_tcx(foreign.as_fd(), device, BPF_TCX_EGRESS).unwrap();
+                assert_eq!(next.verify_exit(device).unwrap().before.len(), 1);
+                assert!(next.repair_exit(device).unwrap());
+                let order = bpf::query_tcx(device, BPF_TCX_EGRESS).unwrap();
+                let names: Vec<&str> = order.iter().map(|p| p.name.as_str()).collect();
+                assert_eq!(names, ["node_exit", "stranger"]);
+                drop(link);
+            }
+            // A device that turns out to be a pod's is judged as one, and one that is no pod's any more is not.
+            assert_eq!(next.attach(device).unwrap().fresh, 2);
+            assert!(!next.verify_exit(device).unwrap().present, "{attach:?}");
+            next.detach(device).unwrap();
+            assert_eq!(next.attach_exit(device).unwrap(), Attached { fresh: 1, taken_over: 0 });
+            next.attach(f.ifindex).unwrap();
+            next.detach_exit(device).unwrap();
+            assert!(!next.verify_exit(device).unwrap().present);
+            assert!(next.verify(f.ifindex).unwrap().iter().all(|state| state.present));
+            next.attach_exit(device).unwrap();
+            assert_eq!(remove_all(&f.dir.pins()).unwrap(), 2, "{attach:?}");
+            qdisc_add_clsact(&f.node.as_host().host_link).expect("the qdisc is gone");
+        });
     }
 }
 
@@ -331,7 +376,7 @@ fn a_pin_of_another_interface_is_not_taken_for_ours() {
     let (hooks, pins) = (f.hooks(Attach::Tcx), f.dir.pins());
     f.ns().run(|| hooks.attach(other).unwrap());
     // As if the index had been given to another interface since the agent died.
-    std::fs::rename(pins.link(other, Direction::Egress), pins.link(f.ifindex, Direction::Egress)).unwrap();
+    std::fs::rename(pins.link(other, Hook::Out), pins.link(f.ifindex, Hook::Out)).unwrap();
     f.ns().run(|| assert_eq!(hooks.attach(f.ifindex).unwrap(), Attached { fresh: 2, taken_over: 0 }));
     assert!(!f.talks());
 }
@@ -342,7 +387,7 @@ fn a_stranger_in_the_place_of_our_pin_is_an_error_that_names_it() {
         return;
     }
     let f = Fixture::new();
-    let path = f.dir.pins().link(f.ifindex, Direction::Egress);
+    let path = f.dir.pins().link(f.ifindex, Hook::Out);
     bpf::pin(program("stranger", ACCEPT).as_fd(), &path).unwrap();
     let e = f.ns().run(|| f.hooks(Attach::Tcx).attach(f.ifindex).unwrap_err());
     assert!(matches!(&e, Error::ForeignPin { path: p, .. } if *p == path), "{e}");

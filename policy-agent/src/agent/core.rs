@@ -19,6 +19,7 @@ use policy_engine::world::{Delta, World};
 
 use super::background::{Background, Work};
 use super::claims::{Claim, Claims};
+use super::exits::Exits;
 use super::guard::Guards;
 use super::kernel::Kernel;
 use super::placement::{NetnsLinks, Place, netns_paths, place};
@@ -47,6 +48,7 @@ pub(super) struct Core {
     pub(super) planner: Planner,
     pub(super) saved: Saved,
     pub(super) table: Table,
+    pub(super) exits: Exits,
     pub(super) interfaces: Interfaces,
     pub(super) netns: NetnsLinks,
     pub(super) places: BTreeMap<policy_engine::model::ObjectKey, Place>,
@@ -110,6 +112,7 @@ impl Core {
             world: World::new(&node),
             planner: Planner::new(limits, Tables::adopt(limits, &dump), saved.rules.clone()),
             table: Table::adopt(&live, next.max(saved.next_endpoint)),
+            exits: Exits::new(),
             interfaces: Interfaces::default(),
             netns: NetnsLinks::new(),
             places: BTreeMap::new(),
@@ -172,11 +175,14 @@ impl Core {
             return self.fail(format!("read the maps back: {error}"));
         }
         self.follow(first, now);
+        // Before anything is left to be judged there.
+        self.follow_exits(first, first || check_hooks || due);
         if self.stale {
             self.enforce();
         }
         self.hook_all(first || check_hooks || due);
-        if self.degraded.is_none() && self.table.iter().all(|local| local.failure.is_none()) {
+        let exits = self.exits.values().all(|exit| exit.failure.is_none());
+        if self.degraded.is_none() && exits && self.table.iter().all(|local| local.failure.is_none()) {
             self.retry.succeeded();
         }
     }
@@ -184,7 +190,10 @@ impl Core {
     /// When to call [`Core::handle`] again even if nothing happens.
     #[must_use]
     pub(super) fn again_at(&self) -> Option<Instant> {
-        [self.retry.at(), self.guards.next(), self.claims.next()].into_iter().flatten().min()
+        [self.retry.at(), self.guards.next(), self.claims.next(), self.next_exit()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn claim(&mut self, claims: Vec<Claim>, now: Instant) {

@@ -219,7 +219,7 @@ fn tell_hooked(local: &Local, fresh: bool) {
 }
 
 /// Runs the work for all items, several at a time; results in the order of the items.
-fn at_once<T: Sync, R: Send>(
+pub(super) fn at_once<T: Sync, R: Send>(
     items: &[T],
     work: impl Fn(&T) -> datapath::Result<R> + Sync,
 ) -> Vec<datapath::Result<R>> {

@@ -4,12 +4,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use policy_common::abi::Direction;
 use policy_common::reason::Reason;
 use policy_engine::model::{ObjectKey, Policy, Requirement, Selector};
 use policy_engine::world::World;
 use tokio::sync::oneshot;
 
 use super::claims::Claim;
+use super::exits::Exit;
 use super::kernel::Kernel;
 use super::view::{EndpointView, Published, State, View, refusal_text};
 use super::writer::{Input, Inputs, Waited, Waiter};
@@ -57,6 +59,7 @@ impl AgentView for Handle {
             tables: view.tables.iter().map(table).collect(),
             losses: self.losses(),
             features: self.features(),
+            exits: view.exits.iter().map(exit).collect(),
             objects: objects(&view.world),
         }
     }
@@ -130,6 +133,10 @@ impl Handle {
         let internal = executor.counters().unwrap_or_default().into_iter();
         let internal =
             internal.filter(|(reason, ..)| *reason == Reason::Internal).map(|(.., c)| c.packets).sum();
+        let untagged = [Direction::Ingress, Direction::Egress]
+            .map(|direction| executor.untagged(direction).unwrap_or_default().packets)
+            .iter()
+            .sum();
         vec![
             loss(
                 "events_suppressed",
@@ -138,6 +145,11 @@ impl Handle {
             ),
             loss("events_ring_full", full, "drop events lost because they were not read fast enough"),
             loss("verdicts_lost", verdicts, "verdict events of allowed flows held back or lost"),
+            loss(
+                "untagged_from_pod",
+                untagged,
+                "packets of pods whose tag somebody had removed; they were judged by their sender",
+            ),
             loss("internal_drops", internal, "packets dropped because a table look-up failed"),
         ]
     }
@@ -180,6 +192,15 @@ impl Handle {
             dropped_packets: totals.map_or(0, |totals| totals.dropped),
         }
     }
+}
+
+fn exit(exit: &Exit) -> proto::ExitDevice {
+    let detail = match (&exit.failure, exit.before_us.as_slice()) {
+        (Some(failure), _) => failure.clone(),
+        (None, []) => String::new(),
+        (None, others) => format!("other programs run first: {}", others.join(", ")),
+    };
+    proto::ExitDevice { name: exit.name.clone(), ifindex: exit.ifindex, hooked: exit.hooked, detail }
 }
 
 fn state(state: State) -> EndpointState {

@@ -12,6 +12,7 @@ mod claims;
 mod core;
 mod drain;
 mod endpoints;
+mod exits;
 mod guard;
 mod handle;
 mod kernel;
@@ -24,6 +25,7 @@ mod table;
 mod view;
 mod writer;
 
+pub use self::exits::Exit;
 pub use self::kernel::Kernel;
 pub use self::run::run;
 pub use self::view::{EndpointView, Published, State, Tally, View, refusal_text};

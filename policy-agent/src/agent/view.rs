@@ -14,6 +14,7 @@ use policy_engine::world::World;
 
 use super::core::Core;
 use super::endpoints::CHATTER;
+use super::exits::Exit;
 use super::placement::Place;
 use crate::source::SourceState;
 use crate::source::objects::Located;
@@ -134,6 +135,8 @@ pub struct View {
     pub plan: u64,
     /// Local pods by key.
     pub endpoints: Vec<EndpointView>,
+    /// Devices that are no pod's, by index.
+    pub exits: Vec<Exit>,
     /// What is wrong with files and objects.
     pub problems: Vec<Located>,
     /// Namespaces whose policies do not fit.
@@ -161,7 +164,12 @@ impl View {
         let refused = self.refused.iter().map(refusal_text);
         let waiting = self.waiting.then(|| "a change waits until tables are free again".to_owned());
         let degraded = self.degraded.iter().cloned().chain(waiting);
-        degraded.chain(refused).chain(self.endpoints.iter().filter_map(EndpointView::missing)).collect()
+        let exits = self.exits.iter().filter_map(Exit::missing);
+        degraded
+            .chain(refused)
+            .chain(exits)
+            .chain(self.endpoints.iter().filter_map(EndpointView::missing))
+            .collect()
     }
 }
 
@@ -234,6 +242,7 @@ impl Core {
             synced: self.synced,
             plan: self.planner.tables.number(),
             endpoints: self.world.local_pods().map(|pod| self.endpoint(pod)).collect(),
+            exits: self.exits.values().filter(|exit| exit.due).cloned().collect(),
             problems: self.problems.clone(),
             refused: self.refused.clone(),
             degraded: self.degraded.clone(),

@@ -8,7 +8,9 @@ use crate::ctl::args::{AgentOutput, TableForm};
 use crate::ctl::client;
 use crate::ctl::failure::Failure;
 use crate::ctl::screen::{Colour, Screen, joined, plain, time};
-use crate::proto::agent::{EndpointSummary, Problem, Source, StatusRequest, StatusResponse, TableUsage};
+use crate::proto::agent::{
+    EndpointSummary, ExitDevice, Problem, Source, StatusRequest, StatusResponse, TableUsage,
+};
 
 /// Runs the command.
 ///
@@ -37,6 +39,9 @@ fn text(status: &StatusResponse, screen: &mut Screen<'_>) -> io::Result<()> {
     if let Some(endpoints) = &status.endpoints {
         writeln!(screen.out, "  endpoints    {}", endpoint_words(endpoints, screen))?;
     }
+    if !status.exits.is_empty() {
+        writeln!(screen.out, "  exits        {}", exit_words(&status.exits, screen))?;
+    }
     if !status.objects.is_empty() {
         let counts: Vec<_> =
             status.objects.iter().map(|object| format!("{} {}", object.count, object.name)).collect();
@@ -59,6 +64,19 @@ fn endpoint_words(summary: &EndpointSummary, screen: &Screen<'_>) -> String {
         words.push_str(&screen.paint(Colour::Red, &format!(", {unenforced} NOT ENFORCED")));
     }
     words
+}
+
+/// Devices by which packets leave the node: those that are hooked by name, the others by what is wrong.
+fn exit_words(exits: &[ExitDevice], screen: &Screen<'_>) -> String {
+    let words = exits.iter().map(|exit| {
+        let ExitDevice { name, hooked, detail, .. } = exit;
+        match (hooked, detail.as_str()) {
+            (true, "") => plain(name),
+            (true, detail) => screen.paint(Colour::Yellow, &plain(&format!("{name} ({detail})"))),
+            (false, detail) => screen.paint(Colour::Red, &plain(&format!("{name} NOT HOOKED ({detail})"))),
+        }
+    });
+    words.collect::<Vec<_>>().join(", ")
 }
 
 fn sources(sources: &[Source], screen: &mut Screen<'_>) -> io::Result<()> {

@@ -10,8 +10,8 @@ use super::*;
 use crate::api::fake::{Fake, Running, directory};
 use crate::events::Bus;
 use crate::proto::agent::{
-    Count, Endpoint, EndpointState, EndpointSummary, Feature, Loss, Policy, Problem, Source, StatusResponse,
-    TableUsage, WaitResponse,
+    Count, Endpoint, EndpointState, EndpointSummary, ExitDevice, Feature, Loss, Policy, Problem, Source,
+    StatusResponse, TableUsage, WaitResponse,
 };
 
 /// What a command wrote, and how it ended.
@@ -47,6 +47,10 @@ fn fake() -> Fake {
     Fake { status: status(), policies: policies(), endpoints: endpoints(), wait }
 }
 
+fn exit(name: &str, hooked: bool, detail: &str) -> ExitDevice {
+    ExitDevice { name: name.into(), ifindex: 2, hooked, detail: detail.into() }
+}
+
 fn status() -> StatusResponse {
     let time = |seconds| Some(Timestamp { seconds, nanos: 0 });
     StatusResponse {
@@ -73,6 +77,7 @@ fn status() -> StatusResponse {
         endpoints: Some(EndpointSummary { total: 3, enforced: 1, pending: 1, unenforced: 1 }),
         tables: vec![TableUsage { name: "rows".into(), used: 4, limit: 512 }],
         losses: vec![Loss { name: "ring_full".into(), count: 2, help: "events that did not fit".into() }],
+        exits: vec![exit("eth0", true, ""), exit("wg0", false, "no such device")],
         features: vec![Feature { name: "tcx".into(), available: false, detail: "clsact instead".into() }],
         objects: vec![Count { name: "pods".into(), count: 3 }],
     }

@@ -3,106 +3,93 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use policy_common::abi::Direction;
-
 use super::error::{Error, Result};
+use super::hook::Hook;
 use super::load::Program;
 use super::pins::Pins;
-use crate::netlink::{Filter, Parent, Tc};
+use crate::netlink::{Filter, Tc};
 
 /// Nothing runs before this priority.
 const PRIORITY: u16 = 1;
-/// Handles of our own, so that other users of the first priority keep theirs. The second is used to go first again:
-/// the newest filter of a priority is the first.
-const HANDLES: [u32; 2] = [0x0070_6f6c, 0x0070_6f6d];
 
-fn parent(direction: Direction) -> Parent {
-    match direction {
-        Direction::Ingress => Parent::Egress,
-        Direction::Egress => Parent::Ingress,
+/// Handles of our own, so that other users of the first priority keep theirs, and both hooks of one side. The second is
+/// used to go first again: the newest filter of a priority is the first.
+const fn handles(hook: Hook) -> [u32; 2] {
+    match hook {
+        Hook::In | Hook::Out => [0x0070_6f6c, 0x0070_6f6d],
+        Hook::Exit => [0x0070_6f6e, 0x0070_6f6f],
     }
 }
 
-/// How our filters are known, by whichever agent made them.
-fn name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Ingress => "policy-agent:in",
-        Direction::Egress => "policy-agent:out",
-    }
-}
-
-fn is_ours(filter: &Filter, direction: Direction) -> bool {
-    filter.kind == "bpf" && filter.priority == PRIORITY && filter.name == name(direction)
+fn is_ours(filter: &Filter, hook: Hook) -> bool {
+    filter.kind == "bpf" && filter.priority == PRIORITY && filter.name == hook.filter()
 }
 
 /// Filters of a hook in their order, and the position of ours.
-pub(super) fn filters(tc: &Tc, ifindex: u32, direction: Direction) -> Result<(Vec<Filter>, Option<usize>)> {
-    let found = tc.filters(ifindex, parent(direction));
+pub(super) fn filters(tc: &Tc, ifindex: u32, hook: Hook) -> Result<(Vec<Filter>, Option<usize>)> {
+    let found = tc.filters(ifindex, hook.parent());
     let found = found.map_err(Error::interface("list the tc filters of", ifindex))?;
-    let ours = found.iter().position(|filter| is_ours(filter, direction));
+    let ours = found.iter().position(|filter| is_ours(filter, hook));
     Ok((found, ours))
 }
 
 /// Puts the program behind our filter, which is made if there is none. True = it was there.
-pub(super) fn attach(
-    tc: &Tc,
-    pins: &Pins,
-    ifindex: u32,
-    direction: Direction,
-    program: &Program,
-) -> Result<bool> {
-    let (found, ours) = filters(tc, ifindex, direction)?;
+pub(super) fn attach(tc: &Tc, pins: &Pins, ifindex: u32, hook: Hook, program: &Program) -> Result<bool> {
+    let (found, ours) = filters(tc, ifindex, hook)?;
     if let Some(filter) = ours.and_then(|position| found.get(position)) {
-        tc.set_filter(ifindex, parent(direction), filter, program.as_fd(), false)
+        tc.set_filter(ifindex, hook.parent(), filter, program.as_fd(), false)
             .map_err(Error::interface("take over the tc filter of", ifindex))?;
         return Ok(true);
     }
     ensure_qdisc(tc, pins, ifindex)?;
-    add(tc, ifindex, direction, program, HANDLES[0])?;
+    add(tc, ifindex, hook, program, handles(hook)[0])?;
     Ok(false)
 }
 
 /// Adds our filter anew, so that it is the first of its priority, then removes the one that is not.
-pub(super) fn go_first(tc: &Tc, ifindex: u32, direction: Direction, program: &Program) -> Result<()> {
-    let (found, ours) = filters(tc, ifindex, direction)?;
+pub(super) fn go_first(tc: &Tc, ifindex: u32, hook: Hook, program: &Program) -> Result<()> {
+    let (found, ours) = filters(tc, ifindex, hook)?;
     let Some(old) = ours.and_then(|position| found.get(position)) else { return Ok(()) };
-    let handle = if old.handle == HANDLES[0] { HANDLES[1] } else { HANDLES[0] };
-    add(tc, ifindex, direction, program, handle)?;
-    tc.remove_filter(ifindex, parent(direction), old)
-        .map_err(Error::interface("remove a tc filter of", ifindex))
+    let [one, two] = handles(hook);
+    let handle = if old.handle == one { two } else { one };
+    add(tc, ifindex, hook, program, handle)?;
+    tc.remove_filter(ifindex, hook.parent(), old).map_err(Error::interface("remove a tc filter of", ifindex))
 }
 
-/// Removes our filter and, if we added it and nobody uses it, the qdisc. True if there was a filter.
-pub(super) fn detach(tc: &Tc, pins: &Pins, ifindex: u32) -> Result<bool> {
+/// Removes our filters of these hooks and, if we added it and nobody uses it, the qdisc. True if there was a filter.
+pub(super) fn detach(tc: &Tc, pins: &Pins, ifindex: u32, hooks: &[Hook]) -> Result<bool> {
     let mut had = false;
-    let mut foreign = false;
-    for direction in [Direction::Ingress, Direction::Egress] {
-        let (found, _) = filters(tc, ifindex, direction)?;
-        foreign |= found.iter().any(|filter| !is_ours(filter, direction));
-        for filter in found.iter().filter(|filter| is_ours(filter, direction)) {
+    for hook in hooks {
+        let (found, _) = filters(tc, ifindex, *hook)?;
+        for filter in found.iter().filter(|filter| is_ours(filter, *hook)) {
             had = true;
-            gone(tc.remove_filter(ifindex, parent(direction), filter))
+            gone(tc.remove_filter(ifindex, hook.parent(), filter))
                 .map_err(Error::interface("remove a tc filter of", ifindex))?;
         }
     }
-    if pins.forget_qdisc(ifindex)? && !foreign {
+    for hook in [Hook::In, Hook::Out] {
+        if !filters(tc, ifindex, hook)?.0.is_empty() {
+            return Ok(had);
+        }
+    }
+    if pins.forget_qdisc(ifindex)? {
         gone(tc.remove_clsact(ifindex)).map_err(Error::interface("remove the clsact qdisc of", ifindex))?;
     }
     Ok(had)
 }
 
-fn add(tc: &Tc, ifindex: u32, direction: Direction, program: &Program, handle: u32) -> Result<()> {
+fn add(tc: &Tc, ifindex: u32, hook: Hook, program: &Program, handle: u32) -> Result<()> {
     let filter = Filter {
         priority: PRIORITY,
         handle,
         kind: "bpf".to_owned(),
-        name: name(direction).to_owned(),
+        name: hook.filter().to_owned(),
         program: 0,
     };
-    match tc.set_filter(ifindex, parent(direction), &filter, program.as_fd(), true) {
+    match tc.set_filter(ifindex, hook.parent(), &filter, program.as_fd(), true) {
         // The priority belongs to another kind of filter, or to another protocol.
         Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {
-            let (found, _) = filters(tc, ifindex, direction)?;
+            let (found, _) = filters(tc, ifindex, hook)?;
             let other = found.iter().find(|f| f.priority == PRIORITY && f.kind != "bpf");
             let holder = other.map(|f| format!("a {} filter has the first priority", f.kind));
             Err(match holder {

@@ -1,18 +1,14 @@
-//! Both hooks of a pod's interface: attached first in order, taken over without a gap, checked, removed.
+//! Our hooks at interfaces of pods and at other devices: attached first in order, taken over without a gap, checked, removed.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
-use policy_common::abi::Direction;
-
 use super::error::{Error, Result};
-use super::load::{Pair, Program};
+use super::hook::{self, Hook};
+use super::load::{Program, Programs};
 use super::pins::Pins;
 use super::{clsact, tcx};
 use crate::netlink::Tc;
-
-/// From the pod first: what a pod sends is what it could do harm with.
-const DIRECTIONS: [Direction; 2] = [Direction::Egress, Direction::Ingress];
 
 /// How to attach.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,8 +43,8 @@ pub struct Attached {
 /// One hook, as it is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookState {
-    /// Seen from the pod.
-    pub direction: Direction,
+    /// Which.
+    pub hook: Hook,
     /// Whether our program is there.
     pub present: bool,
     /// Programs of others that run before ours, or instead of it: they can pass a packet on without us.
@@ -60,8 +56,8 @@ pub struct HookState {
 pub struct Hooks {
     pins: Pins,
     /// The same programs, loaded more than once where a hook needed a second copy.
-    copies: Mutex<Vec<Pair>>,
-    load_copy: Box<dyn Fn() -> Result<Pair> + Send + Sync>,
+    copies: Mutex<Vec<Programs>>,
+    load_copy: Box<dyn Fn() -> Result<Programs> + Send + Sync>,
     mechanism: Mechanism,
     tc: Tc,
 }
@@ -76,15 +72,15 @@ impl std::fmt::Debug for Hooks {
 }
 
 impl Hooks {
-    /// Attaches this pair. `load_copy` loads it once more: one program can't be twice at one TCX hook, which going
+    /// Attaches these programs. `load_copy` loads it once more: one program can't be twice at one TCX hook, which going
     /// first again without a gap needs.
     ///
     /// # Errors
     /// TCX is wanted and the kernel has none; netlink can't be used.
     pub fn new(
         pins: Pins,
-        pair: Pair,
-        load_copy: Box<dyn Fn() -> Result<Pair> + Send + Sync>,
+        programs: Programs,
+        load_copy: Box<dyn Fn() -> Result<Programs> + Send + Sync>,
         attach: Attach,
     ) -> Result<Self> {
         let mechanism = match (attach, tcx::supported()) {
@@ -93,7 +89,7 @@ impl Hooks {
             (Attach::Auto, false) | (Attach::Clsact, _) => Mechanism::Clsact,
         };
         let tc = Tc::open().map_err(Error::netlink("open a socket"))?;
-        Ok(Self { pins, copies: Mutex::new(vec![pair]), load_copy, mechanism, tc })
+        Ok(Self { pins, copies: Mutex::new(vec![programs]), load_copy, mechanism, tc })
     }
 
     /// What programs are attached by.
@@ -102,126 +98,172 @@ impl Hooks {
         self.mechanism
     }
 
-    /// Attaches both programs, or takes over what an earlier agent attached, without a packet in between that is not
-    /// judged. Doing it again changes nothing.
+    /// Attaches both programs of a pod's interface, or takes over what an earlier agent attached, without a packet in
+    /// between that is not judged. Doing it again changes nothing. A program for other devices that is there goes.
     ///
     /// # Errors
     /// The kernel's answer. A hook that was attached before stays.
     pub fn attach(&self, ifindex: u32) -> Result<Attached> {
+        let done = self.attach_all(ifindex, hook::POD)?;
+        detach(&self.tc, &self.pins, ifindex, hook::EXIT)?;
+        Ok(done)
+    }
+
+    /// The same for a device that is not a pod's. Our program is the first here too: the node translates packets before
+    /// any program of the device sees them, and one that ends the chain must not end it before us.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn attach_exit(&self, ifindex: u32) -> Result<Attached> {
+        self.attach_all(ifindex, hook::EXIT)
+    }
+
+    fn attach_all(&self, ifindex: u32, hooks: &[Hook]) -> Result<Attached> {
         let mut done = Attached::default();
-        for direction in DIRECTIONS {
+        for hook in hooks {
             let taken_over = match self.mechanism {
-                Mechanism::Tcx => self.attach_tcx(ifindex, direction)?,
-                Mechanism::Clsact => self.with_copy(ifindex, direction, |program| {
-                    clsact::attach(&self.tc, &self.pins, ifindex, direction, program)
+                Mechanism::Tcx => self.attach_tcx(ifindex, *hook)?,
+                Mechanism::Clsact => self.with_copy(ifindex, *hook, |program| {
+                    clsact::attach(&self.tc, &self.pins, ifindex, *hook, program)
                 })?,
             };
             *(if taken_over { &mut done.taken_over } else { &mut done.fresh }) += 1;
         }
         // What an agent with the other setting left would judge every packet a second time.
         match self.mechanism {
-            Mechanism::Tcx => drop(clsact::detach(&self.tc, &self.pins, ifindex)?),
+            Mechanism::Tcx => drop(clsact::detach(&self.tc, &self.pins, ifindex, hooks)?),
             Mechanism::Clsact => {
-                for direction in DIRECTIONS {
-                    tcx::detach(&self.pins, ifindex, direction)?;
+                for hook in hooks {
+                    tcx::detach(&self.pins, ifindex, *hook)?;
                 }
             }
         }
         Ok(done)
     }
 
-    /// Looks at both hooks.
+    /// Looks at both hooks of a pod's interface.
     ///
     /// # Errors
     /// The kernel's answer.
     pub fn verify(&self, ifindex: u32) -> Result<[HookState; 2]> {
-        let [out, into] = DIRECTIONS;
-        Ok([self.state(ifindex, out)?, self.state(ifindex, into)?])
+        Ok([self.state(ifindex, Hook::Out)?, self.state(ifindex, Hook::In)?])
     }
 
-    /// Attaches what is missing and moves our program before all others where the mechanism allows it. True if
-    /// anything was changed; foreign programs stay where they are.
+    /// Looks at the hook of another device.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn verify_exit(&self, ifindex: u32) -> Result<HookState> {
+        self.state(ifindex, Hook::Exit)
+    }
+
+    /// Attaches what is missing at a pod's interface and moves our program before all others where the mechanism allows
+    /// it. True if anything was changed; foreign programs stay where they are.
     ///
     /// # Errors
     /// The kernel's answer.
     pub fn repair(&self, ifindex: u32) -> Result<bool> {
-        let states = self.verify(ifindex)?;
-        if states.iter().all(|state| state.present && state.before.is_empty()) {
+        self.repair_all(ifindex, hook::POD)
+    }
+
+    /// The same for another device.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn repair_exit(&self, ifindex: u32) -> Result<bool> {
+        self.repair_all(ifindex, hook::EXIT)
+    }
+
+    fn repair_all(&self, ifindex: u32, hooks: &[Hook]) -> Result<bool> {
+        let look = || hooks.iter().map(|hook| self.state(ifindex, *hook)).collect::<Result<Vec<_>>>();
+        if look()?.iter().all(|state| state.present && state.before.is_empty()) {
             return Ok(false);
         }
-        self.attach(ifindex)?;
-        for state in self.verify(ifindex)? {
+        self.attach_all(ifindex, hooks)?;
+        for state in look()? {
             if state.before.is_empty() {
                 continue;
             }
-            let direction = state.direction;
-            self.with_copy(ifindex, direction, |program| match self.mechanism {
-                Mechanism::Tcx => tcx::attach(&self.pins, ifindex, direction, program),
-                Mechanism::Clsact => clsact::go_first(&self.tc, ifindex, direction, program),
+            let hook = state.hook;
+            self.with_copy(ifindex, hook, |program| match self.mechanism {
+                Mechanism::Tcx => tcx::attach(&self.pins, ifindex, hook, program),
+                Mechanism::Clsact => clsact::go_first(&self.tc, ifindex, hook, program),
             })?;
         }
         Ok(true)
     }
 
-    /// Detaches both programs, whatever they were attached by, and forgets the interface. It may be gone already.
+    /// Detaches both programs of a pod's interface, whatever they were attached by, and forgets the interface. It may be
+    /// gone already.
     ///
     /// # Errors
     /// The kernel's answer.
     pub fn detach(&self, ifindex: u32) -> Result<()> {
-        detach(&self.tc, &self.pins, ifindex)
+        detach(&self.tc, &self.pins, ifindex, hook::POD)
     }
 
-    /// Interfaces at which this or an earlier agent has attached something, those that are gone too.
+    /// The same for another device.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn detach_exit(&self, ifindex: u32) -> Result<()> {
+        detach(&self.tc, &self.pins, ifindex, hook::EXIT)
+    }
+
+    /// Interfaces at which this or an earlier agent has attached something as to a pod's, those that are gone too.
     ///
     /// # Errors
     /// The kernel's answer.
     pub fn attached(&self) -> Result<BTreeSet<u32>> {
-        attached(&self.tc, &self.pins)
+        attached(&self.tc, &self.pins, hook::POD)
+    }
+
+    /// The same for other devices.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn attached_exits(&self) -> Result<BTreeSet<u32>> {
+        attached(&self.tc, &self.pins, hook::EXIT)
     }
 
     /// True = an earlier program was replaced, or ours was there.
-    fn attach_tcx(&self, ifindex: u32, direction: Direction) -> Result<bool> {
-        if let Some((link, program)) = tcx::pinned(&self.pins, ifindex, direction)? {
+    fn attach_tcx(&self, ifindex: u32, hook: Hook) -> Result<bool> {
+        if let Some((link, program)) = tcx::pinned(&self.pins, ifindex, hook)? {
             let copies = self.copies.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let is_ours = copies.iter().any(|pair| side(pair, direction).id == program);
+            let is_ours = copies.iter().any(|programs| programs.of(hook).id == program);
             if let (false, Some(first)) = (is_ours, copies.first()) {
-                tcx::replace(&link, ifindex, side(first, direction))?;
+                tcx::replace(&link, ifindex, first.of(hook))?;
             }
             return Ok(true);
         }
-        self.with_copy(ifindex, direction, |program| tcx::attach(&self.pins, ifindex, direction, program))?;
+        self.with_copy(ifindex, hook, |program| tcx::attach(&self.pins, ifindex, hook, program))?;
         Ok(false)
     }
 
     /// Hands over a copy of the direction's program that is not at the hook.
-    fn with_copy<T>(
-        &self,
-        ifindex: u32,
-        direction: Direction,
-        work: impl FnOnce(&Program) -> Result<T>,
-    ) -> Result<T> {
-        let there = tcx::programs(ifindex, direction)?;
+    fn with_copy<T>(&self, ifindex: u32, hook: Hook, work: impl FnOnce(&Program) -> Result<T>) -> Result<T> {
+        let there = tcx::programs(ifindex, hook)?;
         let mut copies = self.copies.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let free = |pair: &&Pair| !there.iter().any(|p| p.id == side(pair, direction).id);
+        let free = |programs: &&Programs| !there.iter().any(|p| p.id == programs.of(hook).id);
         if copies.iter().find(free).is_none() {
             let another = (self.load_copy)()?;
             copies.push(another);
         }
         match copies.iter().find(free) {
-            Some(pair) => work(side(pair, direction)),
+            Some(programs) => work(programs.of(hook)),
             None => {
                 Err(Error::HookTaken { ifindex, holder: "every copy of our program is there".to_owned() })
             }
         }
     }
 
-    fn state(&self, ifindex: u32, direction: Direction) -> Result<HookState> {
-        let chain = tcx::programs(ifindex, direction)?;
+    fn state(&self, ifindex: u32, hook: Hook) -> Result<HookState> {
+        let chain = tcx::programs(ifindex, hook)?;
         let label = |id: u32, name: &str| format!("{name} (program {id})");
         let mut before: Vec<String>;
         let present = match self.mechanism {
             Mechanism::Tcx => {
-                let ours = tcx::pinned(&self.pins, ifindex, direction)?.map(|(_, program)| program);
+                let ours = tcx::pinned(&self.pins, ifindex, hook)?.map(|(_, program)| program);
                 let position = chain.iter().position(|p| Some(p.id) == ours);
                 before = chain
                     .iter()
@@ -233,7 +275,7 @@ impl Hooks {
             Mechanism::Clsact => {
                 // The whole TCX chain runs before any filter.
                 before = chain.iter().map(|p| label(p.id, &p.name)).collect();
-                let (filters, ours) = clsact::filters(&self.tc, ifindex, direction)?;
+                let (filters, ours) = clsact::filters(&self.tc, ifindex, hook)?;
                 let ahead = filters.iter().take(ours.unwrap_or(filters.len()));
                 before.extend(
                     ahead.map(|f| label(f.program, if f.name.is_empty() { &f.kind } else { &f.name })),
@@ -241,7 +283,7 @@ impl Hooks {
                 ours.is_some()
             }
         };
-        Ok(HookState { direction, present, before })
+        Ok(HookState { hook, present, before })
     }
 }
 
@@ -254,34 +296,27 @@ impl Hooks {
 /// The kernel's answer; what was removed before stays removed.
 pub fn remove_all(pins: &Pins) -> Result<usize> {
     let tc = Tc::open().map_err(Error::netlink("open a socket"))?;
-    let all = attached(&tc, pins)?;
+    let all = attached(&tc, pins, &Hook::ALL)?;
     for ifindex in &all {
-        detach(&tc, pins, *ifindex)?;
+        detach(&tc, pins, *ifindex, &Hook::ALL)?;
     }
     pins.remove()?;
     Ok(all.len())
 }
 
-fn side(pair: &Pair, direction: Direction) -> &Program {
-    match direction {
-        Direction::Ingress => &pair.pod_in,
-        Direction::Egress => &pair.pod_out,
+fn detach(tc: &Tc, pins: &Pins, ifindex: u32, hooks: &[Hook]) -> Result<()> {
+    for hook in hooks {
+        tcx::detach(pins, ifindex, *hook)?;
     }
+    clsact::detach(tc, pins, ifindex, hooks).map(drop)
 }
 
-fn detach(tc: &Tc, pins: &Pins, ifindex: u32) -> Result<()> {
-    for direction in DIRECTIONS {
-        tcx::detach(pins, ifindex, direction)?;
-    }
-    clsact::detach(tc, pins, ifindex).map(drop)
-}
-
-fn attached(tc: &Tc, pins: &Pins) -> Result<BTreeSet<u32>> {
-    let mut found: BTreeSet<u32> = pins.linked_interfaces()?.into_iter().collect();
+fn attached(tc: &Tc, pins: &Pins, hooks: &[Hook]) -> Result<BTreeSet<u32>> {
+    let mut found = pins.linked_interfaces(hooks)?;
     found.extend(pins.noted_qdiscs()?);
     for ifindex in tc.interfaces().map_err(Error::netlink("list the interfaces"))? {
-        for direction in DIRECTIONS {
-            if clsact::filters(tc, ifindex, direction)?.1.is_some() {
+        for hook in hooks {
+            if clsact::filters(tc, ifindex, *hook)?.1.is_some() {
                 found.insert(ifindex);
             }
         }

@@ -10,6 +10,7 @@ use aya::programs::SchedClassifier;
 use super::bpf;
 use super::error::{Error, Result};
 use super::executor::Executor;
+use super::hook::Hook;
 use super::hooks::{Attach, Hooks};
 use super::map::Map;
 use super::pins::Pins;
@@ -20,6 +21,8 @@ use super::spec::MapId;
 pub const IN_PROGRAM: &str = "pod_in";
 /// Program for packets from the pod: tc ingress of the host's end.
 pub const OUT_PROGRAM: &str = "pod_out";
+/// Program for packets that leave the node by other devices.
+pub const EXIT_PROGRAM: &str = "node_exit";
 
 /// Settings of the datapath.
 #[derive(Clone, Debug)]
@@ -69,13 +72,27 @@ impl AsFd for Program {
     }
 }
 
-/// The two programs of a pod's interface, loaded together.
+/// All programs, loaded together.
 #[derive(Debug)]
-pub struct Pair {
+pub struct Programs {
     /// For packets towards the pod.
     pub pod_in: Program,
     /// For packets from the pod.
     pub pod_out: Program,
+    /// For packets that leave the node by other devices.
+    pub node_exit: Program,
+}
+
+impl Programs {
+    /// The program of a hook.
+    #[must_use]
+    pub fn of(&self, hook: Hook) -> &Program {
+        match hook {
+            Hook::In => &self.pod_in,
+            Hook::Out => &self.pod_out,
+            Hook::Exit => &self.node_exit,
+        }
+    }
 }
 
 /// What loading found and made.
@@ -102,7 +119,7 @@ pub struct Datapath {
     pub report: LoadReport,
 }
 
-/// Creates or adopts every map and verifies both programs. Attaches nothing, changes no content of a map that was
+/// Creates or adopts every map and verifies all programs. Attaches nothing, changes no content of a map that was
 /// adopted.
 ///
 /// # Errors
@@ -113,11 +130,12 @@ pub fn load(config: &Config, object: &'static [u8]) -> Result<Datapath> {
     let constants = config.constants.clone();
     let spare_pins = pins.clone();
     let again = move || load_programs(&spare_pins, &constants, object);
-    let pair = again()?;
-    for (name, program) in [(IN_PROGRAM, &pair.pod_in), (OUT_PROGRAM, &pair.pod_out)] {
+    let programs = again()?;
+    let named = [(IN_PROGRAM, Hook::In), (OUT_PROGRAM, Hook::Out), (EXIT_PROGRAM, Hook::Exit)];
+    for (name, program) in named.map(|(name, hook)| (name, programs.of(hook))) {
         report.verified.extend(program.verified.map(|count| (name, count)));
     }
-    let hooks = Hooks::new(pins, pair, Box::new(again), config.attach)?;
+    let hooks = Hooks::new(pins, programs, Box::new(again), config.attach)?;
     Ok(Datapath { executor, hooks, ring, report })
 }
 
@@ -142,7 +160,7 @@ pub fn open_maps(bpffs: &Path) -> Result<(Executor, EventRing, LoadReport)> {
 
 /// Loads the object with the pinned maps. The loader itself, which holds the kernel's type information, is dropped:
 /// descriptors of programs are all that is needed later, and each program holds its maps.
-fn load_programs(pins: &Pins, constants: &BTreeMap<&'static str, u32>, object: &[u8]) -> Result<Pair> {
+fn load_programs(pins: &Pins, constants: &BTreeMap<&'static str, u32>, object: &[u8]) -> Result<Programs> {
     let paths: Vec<_> = MapId::ALL.into_iter().map(|id| (id.spec().name, pins.map(id))).collect();
     let mut loader = EbpfLoader::new();
     for (name, path) in &paths {
@@ -163,7 +181,7 @@ fn load_programs(pins: &Pins, constants: &BTreeMap<&'static str, u32>, object: &
             name,
         )
     };
-    Ok(Pair { pod_in: take(IN_PROGRAM)?, pod_out: take(OUT_PROGRAM)? })
+    Ok(Programs { pod_in: take(IN_PROGRAM)?, pod_out: take(OUT_PROGRAM)?, node_exit: take(EXIT_PROGRAM)? })
 }
 
 /// Before Linux 5.11 maps are charged to this limit, which is 64 KiB by default. Where it can't be raised the

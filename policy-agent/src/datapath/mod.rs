@@ -14,6 +14,7 @@ mod endpoint;
 mod error;
 mod executor;
 mod grace;
+mod hook;
 mod hooks;
 mod load;
 mod map;
@@ -29,9 +30,12 @@ pub use endpoint::{Endpoint, LiveEndpoint, Retirement};
 pub use error::{Error, Result};
 pub use executor::Executor;
 pub use grace::Grace;
+pub use hook::Hook;
 pub use hooks::{Attach, Attached, HookState, Hooks, Mechanism, remove_all};
 pub(crate) use load::raise_memory_limit;
-pub use load::{Config, Datapath, IN_PROGRAM, LoadReport, OUT_PROGRAM, Pair, Program, load, open_maps};
+pub use load::{
+    Config, Datapath, EXIT_PROGRAM, IN_PROGRAM, LoadReport, OUT_PROGRAM, Program, Programs, load, open_maps,
+};
 pub use map::{Map, Words};
 pub use object::OBJECT;
 pub use pins::{DEFAULT_ROOT, Pins};

@@ -1,14 +1,14 @@
 //! Where maps and links stay when the agent goes: the layout of the pin directory, and what may be adopted from it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use policy_common::abi::Direction;
-
 use super::bpf::{self, Kind};
 use super::error::{Error, Result};
+use super::hook::Hook;
 use super::map::Map;
 use super::spec::{MapId, Spec};
 
@@ -17,7 +17,7 @@ pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/policy-agent";
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
-/// The pin directory: `maps/NAME@HASH`, `links/<ifindex>-in|out`, `qdiscs/<ifindex>` (an empty directory for each
+/// The pin directory: `maps/NAME@HASH`, `links/<ifindex>-in|out|exit`, `qdiscs/<ifindex>` (an empty directory for each
 /// interface to which we added a clsact qdisc).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pins {
@@ -63,21 +63,20 @@ impl Pins {
         self.maps().join(map.pin_name())
     }
 
-    /// Pin of a link. `Ingress` is towards the pod.
+    /// Pin of a link.
     #[must_use]
-    pub fn link(&self, ifindex: u32, direction: Direction) -> PathBuf {
-        let hook = match direction {
-            Direction::Ingress => "in",
-            Direction::Egress => "out",
-        };
-        self.links().join(format!("{ifindex}-{hook}"))
+    pub fn link(&self, ifindex: u32, hook: Hook) -> PathBuf {
+        self.links().join(format!("{ifindex}-{}", hook.name()))
     }
 
-    /// Interfaces with a pinned link.
-    pub fn linked_interfaces(&self) -> Result<Vec<u32>> {
-        let mut found = Self::numbers(&self.links())?;
-        found.dedup();
-        Ok(found)
+    /// Interfaces with a pinned link at one of these hooks.
+    pub fn linked_interfaces(&self, hooks: &[Hook]) -> Result<BTreeSet<u32>> {
+        let names = names(&self.links())?;
+        let ours = names
+            .iter()
+            .filter_map(|name| name.split_once('-'))
+            .filter(|(_, name)| hooks.iter().any(|hook| hook.name() == *name));
+        Ok(ours.filter_map(|(number, _)| number.parse().ok()).collect())
     }
 
     /// Notes that the clsact qdisc of the interface is ours.

@@ -5,21 +5,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use aya_obj::generated::bpf_attach_type::{self, BPF_TCX_EGRESS, BPF_TCX_INGRESS};
-use policy_common::abi::Direction;
+use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
 
 use super::bpf::{self, Kind, ProgramId};
 use super::error::{Error, Result};
+use super::hook::Hook;
 use super::load::Program;
 use super::pins::{Pins, remove_file};
-
-/// The hook of a direction: towards the pod is what leaves by the host's end.
-pub(super) fn attach_type(direction: Direction) -> bpf_attach_type {
-    match direction {
-        Direction::Ingress => BPF_TCX_EGRESS,
-        Direction::Egress => BPF_TCX_INGRESS,
-    }
-}
 
 /// Whether the kernel has TCX (Linux 6.6).
 #[must_use]
@@ -29,8 +21,8 @@ pub fn supported() -> bool {
 }
 
 /// Programs of a hook in their order; none where there is no TCX or no such interface.
-pub(super) fn programs(ifindex: u32, direction: Direction) -> Result<Vec<ProgramId>> {
-    match bpf::query_tcx(ifindex, attach_type(direction)) {
+pub(super) fn programs(ifindex: u32, hook: Hook) -> Result<Vec<ProgramId>> {
+    match bpf::query_tcx(ifindex, hook.attach_type()) {
         Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENODEV | libc::ENOENT)) => {
             Ok(Vec::new())
         }
@@ -39,12 +31,12 @@ pub(super) fn programs(ifindex: u32, direction: Direction) -> Result<Vec<Program
 }
 
 /// The pinned link of a hook, if it is alive and still this interface's. A dead one's pin is removed.
-pub(super) fn pinned(pins: &Pins, ifindex: u32, direction: Direction) -> Result<Option<(OwnedFd, u32)>> {
-    let path = pins.link(ifindex, direction);
+pub(super) fn pinned(pins: &Pins, ifindex: u32, hook: Hook) -> Result<Option<(OwnedFd, u32)>> {
+    let path = pins.link(ifindex, hook);
     let Some(fd) = open(&path)? else { return Ok(None) };
     let link = bpf::tcx_link(fd.as_fd()).map_err(|e| Error::path("look at", &path, e))?;
     let Some(link) = link else { return Err(foreign(&path, "another kind of link")) };
-    if link.ifindex == ifindex && link.attach_type == attach_type(direction) as u32 {
+    if link.ifindex == ifindex && link.attach_type == hook.attach_type() as u32 {
         return Ok(Some((fd, link.program)));
     }
     // Its interface is gone and the index was given to another one.
@@ -60,10 +52,10 @@ pub(super) fn replace(link: &OwnedFd, ifindex: u32, program: &Program) -> Result
 
 /// Attaches a program that is not at the hook yet, first in order, and pins the link; an older link that is pinned
 /// there is detached afterwards.
-pub(super) fn attach(pins: &Pins, ifindex: u32, direction: Direction, program: &Program) -> Result<()> {
-    let path = pins.link(ifindex, direction);
+pub(super) fn attach(pins: &Pins, ifindex: u32, hook: Hook, program: &Program) -> Result<()> {
+    let path = pins.link(ifindex, hook);
     let old = open(&path)?;
-    let link = bpf::attach_tcx(program.as_fd(), ifindex, attach_type(direction))
+    let link = bpf::attach_tcx(program.as_fd(), ifindex, hook.attach_type())
         .map_err(Error::interface("attach to", ifindex))?;
     // Under a name of its own first: a rename changes the pin in one step.
     let fresh =
@@ -75,8 +67,8 @@ pub(super) fn attach(pins: &Pins, ifindex: u32, direction: Direction, program: &
 }
 
 /// Detaches the pinned link and removes its pin. What a stranger has pinned there is left alone.
-pub(super) fn detach(pins: &Pins, ifindex: u32, direction: Direction) -> Result<()> {
-    let path = pins.link(ifindex, direction);
+pub(super) fn detach(pins: &Pins, ifindex: u32, hook: Hook) -> Result<()> {
+    let path = pins.link(ifindex, hook);
     match open(&path) {
         Ok(Some(link)) => {
             detach_open(&link, ifindex)?;

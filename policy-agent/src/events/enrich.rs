@@ -213,8 +213,14 @@ impl<'a> Subject<'a> {
 
     /// The flow's opening packet.
     fn query(&self) -> Option<Query> {
-        let (source, destination) = packet::addresses(self.event)?;
+        let (mut source, destination) = packet::addresses(self.event)?;
         let event = self.event;
+        if event.flags & event_flags::EXIT != 0 {
+            // The node may have put its own address there.
+            let pod = self.state().and_then(|state| self.world().pods.get(&state.pod));
+            let same = |ip: &&std::net::IpAddr| ip.is_ipv4() == destination.is_ipv4();
+            source = pod.and_then(|pod| pod.addresses.iter().find(same)).copied().unwrap_or(source);
+        }
         let reply = self.judged != event.direction();
         let (source, destination, port) = if reply {
             (destination, source, event.source_port)

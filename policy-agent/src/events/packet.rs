@@ -84,6 +84,9 @@ pub fn summary(event: &Event) -> String {
     if event.flags & event_flags::FRAGMENT != 0 {
         text.push_str(", fragment");
     }
+    if event.flags & event_flags::EXIT != 0 {
+        text.push_str(", behind a Service");
+    }
     text
 }
 

@@ -123,6 +123,16 @@ impl OnDemand {
             let count = self.kernel.read().unhooked(direction).unwrap_or_default().packets;
             one(&mut family, &[("direction", direction.name().to_owned())], &ConstCounter::new(count))?;
         }
+        let mut family = encoder.encode_descriptor(
+            "untagged_packets",
+            "Packets of pods that had lost their tag, judged by their sender",
+            None,
+            MetricType::Counter,
+        )?;
+        for (place, direction) in [("exit", Direction::Egress), ("pod", Direction::Ingress)] {
+            let count = self.kernel.read().untagged(direction).unwrap_or_default().packets;
+            one(&mut family, &[("place", place.to_owned())], &ConstCounter::new(count))?;
+        }
         Ok(())
     }
 
@@ -179,6 +189,12 @@ fn objects(encoder: &mut DescriptorEncoder, view: &View) -> fmt::Result {
     for state in [State::Enforced, State::Pending, State::Unenforced, State::Stale] {
         let count = view.endpoints.iter().filter(|e| e.state == state).count() as i64;
         one(&mut family, &[("state", state.name().to_owned())], &ConstGauge::new(count))?;
+    }
+    let help = "Devices of the host that are no pod's, by whether our program is there";
+    let mut family = encoder.encode_descriptor("exit_devices", help, None, MetricType::Gauge)?;
+    for (state, hooked) in [("hooked", true), ("unhooked", false)] {
+        let count = view.exits.iter().filter(|exit| exit.hooked == hooked).count() as i64;
+        one(&mut family, &[("state", state.to_owned())], &ConstGauge::new(count))?;
     }
     let gauge = |n: usize| ConstGauge::new(n as i64);
     let broken = view.problems.iter().filter(|problem| problem.broken).count();

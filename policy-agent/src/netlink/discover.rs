@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use super::link::{HostLink, Seen, addresses, links, nsid_of};
+use super::link::{Device, HostLink, Seen, addresses, devices, links, nsid_of};
 use super::socket::Requests;
 
 /// Looks at the network namespace in which it was opened.
@@ -28,6 +28,8 @@ pub struct Interfaces {
     pub ambiguous: BTreeMap<IpAddr, Vec<u32>>,
     /// Every address of the host's own namespace, on any interface.
     pub host_addresses: BTreeSet<IpAddr>,
+    /// Every device of the host but the loopback, by index.
+    pub devices: BTreeMap<u32, Device>,
 }
 
 impl Interfaces {
@@ -60,7 +62,8 @@ impl Discovery {
     pub fn snapshot(&self) -> io::Result<Interfaces> {
         let seen = self.settled()?;
         let host_addresses = addresses(&self.requests, None)?.into_iter().map(|(_, ip)| ip).collect();
-        Ok(arrange(seen, host_addresses))
+        let devices = devices(&self.requests)?.into_iter().map(|device| (device.ifindex, device)).collect();
+        Ok(Interfaces { devices, ..arrange(seen, host_addresses) })
     }
 
     /// Links whose other end is in the network namespace at this path (for example `/run/netns/NAME`).

@@ -16,6 +16,7 @@ const NSID_FIXED: usize = 4;
 // Attribute numbers of the kernel's rtnetlink headers; libc has only some of them.
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_STATS64: u16 = 23;
@@ -42,6 +43,23 @@ pub struct HostLink {
     pub packets: u64,
     /// Addresses of the other end, link-local ones too, sorted.
     pub addresses: Vec<IpAddr>,
+}
+
+/// Any device of the host's namespace but the loopback.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Index.
+    pub ifindex: u32,
+    /// Name; it can change, and be given to another device.
+    pub name: String,
+    /// Kind of a virtual device (`bridge`, `vxlan`), empty for a real one.
+    pub kind: String,
+    /// Index of the bridge or bond that it is a port of.
+    pub controller: Option<u32>,
+    /// Whether its packets begin with an Ethernet header.
+    pub ethernet: bool,
+    /// Whether it is one end of a pair whose other end is in another namespace.
+    pub leads_away: bool,
 }
 
 /// A link with the id of its peer's namespace, good for this look only.
@@ -87,6 +105,28 @@ fn link(message: &Message<'_>) -> Option<Seen> {
         addresses: Vec::new(),
     };
     Some(Seen { link, nsid })
+}
+
+/// All devices of the calling namespace but the loopback.
+pub(super) fn devices(requests: &Requests) -> io::Result<Vec<Device>> {
+    requests.dump(&Request::new(libc::RTM_GETLINK, libc::NLM_F_DUMP as u16, &[0; LINK_FIXED]), device)
+}
+
+fn device(message: &Message<'_>) -> Option<Device> {
+    let kind = message.body.get(2..4)?.first_chunk().map(|bytes| u16::from_ne_bytes(*bytes))?;
+    if message.kind != libc::RTM_NEWLINK || kind == libc::ARPHRD_LOOPBACK {
+        return None;
+    }
+    let attributes = message.attributes(LINK_FIXED);
+    let info = attributes.get(IFLA_LINKINFO).map(Attributes::inside);
+    Some(Device {
+        ifindex: message.u32_at(4)?,
+        name: attributes.get(IFLA_IFNAME).map(text_of)?,
+        kind: info.and_then(|info| info.get(IFLA_INFO_KIND).map(text_of)).unwrap_or_default(),
+        controller: attributes.get(IFLA_MASTER).and_then(u32_of),
+        ethernet: kind == libc::ARPHRD_ETHER,
+        leads_away: link(message).is_some(),
+    })
 }
 
 /// (interface index, address) of every address of the calling namespace, or of the one with this id.

@@ -16,5 +16,5 @@ mod tc;
 
 pub use discover::{Discovery, Interfaces};
 pub use events::{Change, Events};
-pub use link::HostLink;
+pub use link::{Device, HostLink};
 pub(crate) use tc::{Filter, Parent, Tc};

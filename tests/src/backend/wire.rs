@@ -74,6 +74,11 @@ impl Wire {
         &mut self.agent
     }
 
+    /// The agent's pin directory.
+    pub fn agent_pins(&self) -> std::path::PathBuf {
+        self.agent.bpffs().to_owned()
+    }
+
     /// The node.
     pub fn node(&self) -> &Node {
         &self.node
