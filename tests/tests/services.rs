@@ -1,5 +1,6 @@
 //! Services on real packets, translated by nftables as kube-proxy does it, through the real agent: egress is judged where
 //! the destination is real, ingress by who really sends.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 use aya::programs::{
     SchedClassifier, TcAttachType,
