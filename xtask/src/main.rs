@@ -3,9 +3,11 @@
 mod bench;
 mod build;
 mod check;
+mod cluster;
 mod command;
 mod demo;
 mod fail;
+mod image;
 mod lint;
 mod setup;
 mod tally;
@@ -38,6 +40,12 @@ const TASKS: &[Task] = &[
         run: build::task,
     },
     Task {
+        name: "image",
+        args: "[--debug]",
+        about: "the container image, as an archive for docker load or ctr import, from static binaries",
+        run: image::task,
+    },
+    Task {
         name: "demo",
         args: "",
         about: "real policies on real packets between network namespaces, with drops that explain themselves (root)",
@@ -60,6 +68,12 @@ const TASKS: &[Task] = &[
         args: "micro|path",
         about: "costs of a packet: the programs alone, or a path beside other filters (root)",
         run: bench::task,
+    },
+    Task {
+        name: "cluster",
+        args: "up|down [--nodes 1|2] [--cni ptp|bridge] [--proxy iptables|nftables] [--dual-stack] [--no-agent]",
+        about: "whole Kubernetes nodes in namespaces of their own, with the agent on them (root)",
+        run: cluster::task,
     },
     Task { name: "fmt", args: "[--fix]", about: "check (or mend) the formatting", run: lint::fmt },
     Task { name: "lint", args: "", about: "clippy on all crates, warnings are errors", run: lint::lint },

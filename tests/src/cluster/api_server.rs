@@ -66,7 +66,7 @@ impl ApiServer {
         let mut etcd = Process::start("etcd", dir.path(), etcd(dir.path(), address, port)?)?;
         let health = format!("{etcd_url}/health");
         etcd.until(PATIENCE, || curl(&["--fail", &health]).is_ok())?;
-        write_keys(dir.path(), &options)?;
+        write_keys(dir.path(), &options.users)?;
         let mut server = Self {
             server: None,
             etcd,
@@ -232,7 +232,7 @@ fn etcd(dir: &Path, address: Ipv4Addr, port: u16) -> Result<Command> {
 }
 
 /// The key that signs service account tokens, and the static tokens.
-fn write_keys(dir: &Path, options: &Options) -> Result<()> {
+pub(super) fn write_keys(dir: &Path, users: &[String]) -> Result<()> {
     let openssl = |args: &[&str]| -> Result<()> {
         let output = Command::new("openssl").args(args).current_dir(dir).output().context("run openssl")?;
         ensure!(output.status.success(), "openssl: {}", String::from_utf8_lossy(&output.stderr));
@@ -241,7 +241,7 @@ fn write_keys(dir: &Path, options: &Options) -> Result<()> {
     openssl(&["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "sa.key"])?;
     openssl(&["ec", "-in", "sa.key", "-pubout", "-out", "sa.pub"])?;
     let mut tokens = format!("{},admin,admin,system:masters\n", ApiServer::ADMIN);
-    for user in &options.users {
+    for user in users {
         tokens.push_str(&format!("{user}-token,{user},{user}\n"));
     }
     fs::write(dir.join("tokens.csv"), tokens).context("write the tokens")

@@ -36,17 +36,35 @@ pub struct Client {
     url: String,
     authority: PathBuf,
     token: String,
+    namespace: Option<PathBuf>,
 }
 
 impl Client {
     /// A client with a bearer token that trusts the certificates in the file `authority`.
     pub fn new(url: &str, authority: &Path, token: &str) -> Self {
-        Self { url: url.to_owned(), authority: authority.to_path_buf(), token: token.to_owned() }
+        Self {
+            url: url.to_owned(),
+            authority: authority.to_path_buf(),
+            token: token.to_owned(),
+            namespace: None,
+        }
+    }
+
+    /// The same, asking from inside a network namespace, given as a path.
+    pub fn inside(self, namespace: &Path) -> Self {
+        Self { namespace: Some(namespace.to_path_buf()), ..self }
     }
 
     /// One request. Without an answer the status is 0.
     pub fn request(&self, method: &str, path: &str, body: Option<(&str, &Value)>) -> Result<Answer> {
-        let mut curl = Command::new("curl");
+        let mut curl = match &self.namespace {
+            Some(path) => {
+                let mut nsenter = Command::new("nsenter");
+                nsenter.arg(format!("--net={}", path.display())).arg("curl");
+                nsenter
+            }
+            None => Command::new("curl"),
+        };
         curl.args(["--silent", "--show-error", "--max-time", "60", "--request", method, "--cacert"]);
         curl.arg(&self.authority).args(["--write-out", "\n%{http_code}", "--noproxy", "*"]);
         curl.arg("--header").arg(format!("Authorization: Bearer {}", self.token));

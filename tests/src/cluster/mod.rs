@@ -2,10 +2,14 @@
 
 mod api_server;
 mod client;
+pub mod deploy;
+pub mod nodes;
 mod process;
 mod programs;
 
+use api_server::write_keys;
 pub use api_server::{ApiServer, Options};
 pub use client::{Answer, Client};
+pub use nodes::{Cluster, Cni, Proxy, Shape};
 pub use process::Process;
 pub use programs::{program, version};

@@ -41,6 +41,11 @@ impl Netns {
         Ok(Self { fd: file.into() })
     }
 
+    /// A namespace that somebody else made, by an open file such as `/proc/PID/ns/net`.
+    pub fn from_file(file: File) -> Self {
+        Self { fd: file.into() }
+    }
+
     /// Runs `work` on a thread inside the namespace and hands back what it returns; a panic goes through.
     ///
     /// Sockets that `work` opens stay in the namespace wherever they are used afterwards.

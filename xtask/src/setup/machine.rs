@@ -129,8 +129,20 @@ pub(super) fn missing(scope: Scope) -> Vec<Missing> {
         Scope::Test | Scope::Bench => missing.extend(kernel()),
         Scope::Vm => missing.extend(qemu()),
         Scope::Api | Scope::Cluster => missing.extend(go()),
+        Scope::Image => missing.extend(static_library()),
     }
     missing
+}
+
+fn static_library() -> Option<Missing> {
+    // The compiler's driver answers with the bare name when it has no such file.
+    let told = command::output(command::new("cc").arg("-print-file-name=libc.a")).unwrap_or_default();
+    if Path::new(told.trim()).is_absolute() {
+        return None;
+    }
+    let what = "the C library as an archive (libc.a)".to_owned();
+    let mend = Mend::Packages(vec!["libc6-dev".to_owned()]);
+    Some(Missing { what, why: "programs of the image need no library", mend })
 }
 
 fn go() -> Option<Missing> {

@@ -25,6 +25,8 @@ pub(crate) enum Scope {
     Bench,
     /// Compile, and run suites on other kernels.
     Vm,
+    /// Compile everything into programs that need no library.
+    Image,
     /// Fetch and compile etcd and kube-apiserver.
     Api,
     /// Fetch and compile whole Kubernetes nodes, and run them.

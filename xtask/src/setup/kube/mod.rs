@@ -11,6 +11,8 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use crate::image::{Content, Image};
+
 use super::{Scope, apt, ensure, mend};
 
 /// The Kubernetes version that the product is tested with, the one place where it stands.
@@ -120,8 +122,32 @@ pub(crate) fn provide(set: Set) -> Result<()> {
     );
     debian::unpack(&dir, &missing)?;
     go::build(&dir, &missing)?;
+    if set == Set::Cluster {
+        images(&dir)?;
+    }
     fs::write(&stamp, RECIPE).context("cannot write into the cache")?;
     eprintln!("setup: Kubernetes {} is complete", version());
+    Ok(())
+}
+
+/// Images of the programs that run in pods, named after them.
+fn images(dir: &Path) -> Result<()> {
+    let folder = dir.join("images");
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    for (program, name) in
+        [("pause", "policy-agent.local/pause:dev"), ("agnhost", "policy-agent.local/agnhost:dev")]
+    {
+        let bytes =
+            fs::read(dir.join("bin").join(program)).with_context(|| format!("cannot read {program}"))?;
+        let contents = vec![
+            Content::folder("tmp", 0o1777),
+            Content::folder("etc", 0o755),
+            Content::file(program, bytes),
+        ];
+        let image = Image { name, entrypoint: &format!("/{program}"), contents };
+        let file = folder.join(format!("{program}.tar"));
+        fs::write(&file, image.archive()?).with_context(|| format!("cannot write {}", file.display()))?;
+    }
     Ok(())
 }
 
