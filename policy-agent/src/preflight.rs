@@ -15,7 +15,7 @@ const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
 
 /// Capabilities by their number.
 const CAPABILITIES: [(u32, &str); 4] =
-    [(11, "CAP_NET_BROADCAST"), (12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN"), (39, "CAP_BPF")];
+    [(11, "CAP_NET_BROADCAST"), (12, "CAP_NET_ADMIN"), (38, "CAP_PERFMON"), (39, "CAP_BPF")];
 
 /// Something that the agent needs is missing. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -55,7 +55,7 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Capabilities(_) => Some("run as root".to_owned()),
+            Self::Capabilities(missing) => Some(format!("run as root, or with {}", missing.join(", "))),
             Self::Kernel(_) => Some("boot a newer kernel".to_owned()),
             Self::KernelTypes => Some("boot a kernel with CONFIG_DEBUG_INFO_BTF=y".to_owned()),
             Self::Pins(e) => e.hint(),

@@ -2,14 +2,14 @@
 
 use anyhow::Result;
 
-use crate::{build, command, fail, image, setup, setup::kube};
+use crate::{build, command, fail, image, setup, setup::kube, tally::Tally, test};
 
-/// `cargo xtask cluster up|down`
+/// `cargo xtask cluster up|down|test`
 pub(crate) fn task(args: &[String]) -> Result<()> {
     let Some((verb, rest)) = args.split_first() else {
         return Err(fail::hint(
             "what about the cluster?",
-            "cargo xtask cluster up\ncargo xtask cluster down",
+            "cargo xtask cluster up\ncargo xtask cluster test\ncargo xtask cluster down",
         ));
     };
     if !command::is_root() {
@@ -18,6 +18,7 @@ pub(crate) fn task(args: &[String]) -> Result<()> {
     }
     match verb.as_str() {
         "up" => up(rest),
+        "test" => test::close(&suite(rest)?),
         "down" => {
             if let Some(other) = rest.first() {
                 return Err(fail::argument("cluster down", other));
@@ -46,6 +47,27 @@ fn up(args: &[String]) -> Result<()> {
     build::binaries(false)?;
     eprintln!("cluster: starting the nodes");
     program(&words)
+}
+
+/// The suite on whole nodes: `[WORD] [--debug]`.
+pub(crate) fn suite(args: &[String]) -> Result<Tally> {
+    let (mut word, mut release) = (None, true);
+    for arg in args {
+        match arg.as_str() {
+            "--debug" => release = false,
+            flag if flag.starts_with('-') => return Err(fail::argument("cluster test", flag)),
+            name if word.is_none() => word = Some(name),
+            other => return Err(fail::argument("cluster test", other)),
+        }
+    }
+    kube::provide(kube::Set::Cluster)?;
+    setup::ensure(setup::Scope::Test)?;
+    setup::ensure(setup::Scope::Image)?;
+    let archive = image::make(release)?;
+    let mut cargo = command::workspace("test");
+    cargo.args(["--test", "cluster", "--"]).args(word).env("POLICY_CLUSTER_IMAGE", archive);
+    cargo.env("RUST_BACKTRACE", "1").env("CARGO_TERM_COLOR", "never");
+    test::stream(cargo)
 }
 
 fn program(words: &[String]) -> Result<()> {

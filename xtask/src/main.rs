@@ -53,7 +53,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "test",
-        args: "[FILTER] [--no-vm] [--no-kube]",
+        args: "[FILTER] [--no-vm] [--no-kube] [--cluster]",
         about: "every test: unit, property, documentation, kernel, network namespaces, kernels in VMs (root)",
         run: test::task,
     },
@@ -71,7 +71,7 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "cluster",
-        args: "up|down [--nodes 1|2] [--cni ptp|bridge] [--proxy iptables|nftables] [--dual-stack] [--no-agent]",
+        args: "up|down|test [--nodes 1|2] [--cni ptp|bridge] [--proxy iptables|nftables] [--dual-stack] [--no-agent]",
         about: "whole Kubernetes nodes in namespaces of their own, with the agent on them (root)",
         run: cluster::task,
     },

@@ -7,19 +7,20 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{build, command, fail, setup, tally::Tally, vm};
+use crate::{build, cluster, command, fail, setup, tally::Tally, vm};
 
 /// Suites that need an API server have names that begin with "kube"; cargo's patterns can only say what to take.
 const WITHOUT_KUBE: [&str; 8] =
     ["--lib", "--bins", "--test", "[!k]*", "--test", "k[!u]*", "--test", "ku[!b]*"];
 
-/// `cargo xtask test [FILTER] [--no-vm] [--no-kube]`
+/// `cargo xtask test [FILTER] [--no-vm] [--no-kube] [--cluster]`
 pub(crate) fn task(args: &[String]) -> Result<()> {
-    let (mut filter, mut vm, mut kube) = (None, true, true);
+    let (mut filter, mut vm, mut kube, mut nodes) = (None, true, true, false);
     for arg in args {
         match arg.as_str() {
             "--no-vm" => vm = false,
             "--no-kube" => kube = false,
+            "--cluster" => nodes = true,
             flag if flag.starts_with('-') => return Err(fail::argument("test", flag)),
             name if filter.is_none() => filter = Some(name),
             other => return Err(fail::argument("test", other)),
@@ -48,6 +49,11 @@ pub(crate) fn task(args: &[String]) -> Result<()> {
         stage("running the kernel suites on other kernels");
         sum.add(&vm::all()?);
     }
+    if nodes {
+        stage("running the suite on whole Kubernetes nodes");
+        let words: Vec<String> = filter.map(str::to_owned).into_iter().collect();
+        sum.add(&cluster::suite(&words)?);
+    }
     close(&sum)
 }
 
@@ -69,7 +75,7 @@ fn workspace(filter: Option<&str>, kube: bool) -> Result<Tally> {
 }
 
 /// Runs a command, shows its output as it comes, and counts.
-fn stream(mut command: Command) -> Result<Tally> {
+pub(crate) fn stream(mut command: Command) -> Result<Tally> {
     // One pipe for both streams keeps the order: cargo names a suite on stderr, the suite prints on stdout.
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     command.stderr(writer.try_clone().context("cannot copy a pipe's end")?).stdout(writer);
@@ -89,7 +95,7 @@ fn stream(mut command: Command) -> Result<Tally> {
     Ok(tally)
 }
 
-fn close(sum: &Tally) -> Result<()> {
+pub(crate) fn close(sum: &Tally) -> Result<()> {
     let Tally { passed, failed, ignored, failures, .. } = sum;
     println!();
     for name in failures {

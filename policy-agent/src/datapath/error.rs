@@ -144,8 +144,9 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         let permission = |source: &io::Error| {
-            (source.kind() == io::ErrorKind::PermissionDenied)
-                .then(|| "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN".to_owned())
+            (source.kind() == io::ErrorKind::PermissionDenied).then(|| {
+                "run as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_NET_BROADCAST and CAP_PERFMON".to_owned()
+            })
         };
         match self {
             Self::NotBpffs(_) => Some("mount -t bpf bpf /sys/fs/bpf".to_owned()),

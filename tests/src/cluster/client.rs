@@ -6,6 +6,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::{Duration, SystemTime},
 };
 
 /// What a request was answered with.
@@ -55,8 +56,30 @@ impl Client {
         Self { namespace: Some(namespace.to_path_buf()), ..self }
     }
 
+    /// One request, and when the first line of its answer came.
+    pub fn timed(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<(&str, &Value)>,
+    ) -> Result<(Answer, SystemTime)> {
+        let (answer, log) = self.ask(&["--verbose", "--trace-time"], method, path, body)?;
+        let line = log.lines().rfind(|line| line.contains(" < HTTP/")).context("curl saw no answer")?;
+        Ok((answer, time_of_day(line.split(' ').next().unwrap_or_default())?))
+    }
+
     /// One request. Without an answer the status is 0.
     pub fn request(&self, method: &str, path: &str, body: Option<(&str, &Value)>) -> Result<Answer> {
+        Ok(self.ask(&[], method, path, body)?.0)
+    }
+
+    fn ask(
+        &self,
+        flags: &[&str],
+        method: &str,
+        path: &str,
+        body: Option<(&str, &Value)>,
+    ) -> Result<(Answer, String)> {
         let mut curl = match &self.namespace {
             Some(path) => {
                 let mut nsenter = Command::new("nsenter");
@@ -71,7 +94,7 @@ impl Client {
         if let Some((kind, _)) = body {
             curl.arg("--header").arg(format!("Content-Type: {kind}")).args(["--data-binary", "@-"]);
         }
-        curl.arg(format!("{}{path}", self.url));
+        curl.args(flags).arg(format!("{}{path}", self.url)).env("TZ", "UTC");
         curl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = curl.spawn().context("start curl\nhint: apt-get install curl")?;
         let mut input = child.stdin.take().context("curl has no stdin")?;
@@ -84,12 +107,10 @@ impl Client {
         let said = String::from_utf8_lossy(&output.stdout);
         let (text, status) = said.rsplit_once('\n').unwrap_or(("", "0"));
         let status = status.trim().parse().unwrap_or_default();
-        let text = if status == 0 {
-            String::from_utf8_lossy(&output.stderr).trim().to_owned()
-        } else {
-            text.to_owned()
-        };
-        Ok(Answer { status, body: serde_json::from_str(&text).unwrap_or_default(), text })
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        let text = if status == 0 { log.trim().to_owned() } else { text.to_owned() };
+        let answer = Answer { status, body: serde_json::from_str(&text).unwrap_or_default(), text };
+        Ok((answer, log))
     }
 
     /// Reads a path.
@@ -120,6 +141,19 @@ impl Client {
         self.request("PATCH", &path, Some(("application/merge-patch+json", patch)))?.fine()
     }
 
+    /// Creates or changes an object; tells when the server's answer came.
+    pub fn apply_timed(&self, object: &Value) -> Result<SystemTime> {
+        let path = format!("{}?fieldManager=test&force=true", path(object)?);
+        let (answer, when) = self.timed("PATCH", &path, Some(("application/apply-patch+yaml", object)))?;
+        answer.fine().map(|_| when)
+    }
+
+    /// Deletes an object; tells when the server's answer came.
+    pub fn delete_timed(&self, object: &Value) -> Result<SystemTime> {
+        let (answer, when) = self.timed("DELETE", &path(object)?, None)?;
+        answer.fine().map(|_| when)
+    }
+
     /// Deletes an object at once; one that is not there is no error.
     pub fn delete(&self, object: &Value) -> Result<()> {
         let answer = self.request("DELETE", &format!("{}?gracePeriodSeconds=0", path(object)?), None)?;
@@ -127,8 +161,20 @@ impl Client {
     }
 }
 
+/// The last moment that had this time of day in UTC, given as `12:34:56.123456`.
+fn time_of_day(text: &str) -> Result<SystemTime> {
+    const DAY: Duration = Duration::from_secs(86_400);
+    let parts: Vec<f64> = text.split(':').map(str::parse).collect::<Result<_, _>>().context("no time")?;
+    let &[hours, minutes, seconds] = parts.as_slice() else { bail!("{text} is no time") };
+    let time = Duration::from_secs_f64(hours * 3600.0 + minutes * 60.0 + seconds);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("a clock before 1970")?;
+    let midnight = Duration::from_secs(now.as_secs() / DAY.as_secs() * DAY.as_secs());
+    let then = midnight + time;
+    Ok(SystemTime::UNIX_EPOCH + if then > now + DAY / 2 { then - DAY } else { then })
+}
+
 /// The path of an object.
-fn path(object: &Value) -> Result<String> {
+pub(super) fn path(object: &Value) -> Result<String> {
     let name = object["metadata"]["name"].as_str().context("an object without a name")?;
     Ok(format!("{}/{name}", collection(object)?))
 }
@@ -164,6 +210,16 @@ mod tests {
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}});
         assert_eq!(path(&node).unwrap(), "/api/v1/nodes/n");
         assert!(path(&json!({"kind": "Node"})).is_err());
+    }
+
+    #[test]
+    fn a_time_of_day_is_of_today_or_yesterday() {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() % 86_400;
+        let text = format!("{:02}:{:02}:{:02}.250000", now / 3600, now / 60 % 60, now % 60);
+        let found = time_of_day(&text).unwrap();
+        let away = SystemTime::now().duration_since(found).unwrap_or_else(|early| early.duration());
+        assert!(away < Duration::from_secs(2), "{away:?}");
+        assert!(time_of_day("12").is_err());
     }
 
     #[test]

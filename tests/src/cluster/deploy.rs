@@ -10,7 +10,12 @@ pub const NAMESPACE: &str = "policy-agent";
 
 /// Applies `deploy/base` and returns once every node has an agent that is ready.
 pub fn apply(cluster: &Cluster) -> Result<()> {
-    let base = scenario::root().join("deploy/base");
+    apply_folder(cluster, "base")
+}
+
+/// Applies a folder of `deploy` and returns once every node has an agent that is ready.
+pub fn apply_folder(cluster: &Cluster, folder: &str) -> Result<()> {
+    let base = scenario::root().join("deploy").join(folder);
     cluster.kubectl(&["apply", "--kustomize", &base.display().to_string()])?;
     ready(cluster)
 }
@@ -32,13 +37,19 @@ pub fn ready(cluster: &Cluster) -> Result<()> {
     })
 }
 
+/// What the agents say, for a test that failed.
+pub fn logs(cluster: &Cluster) -> String {
+    pods(cluster).unwrap_or_else(|error| format!("{error:#}"))
+}
+
 /// Why pods of the agent are not ready.
 fn pods(cluster: &Cluster) -> Result<String> {
     let list = cluster.admin().get(&format!("/api/v1/namespaces/{NAMESPACE}/pods"))?;
     let states = list["items"].as_array().into_iter().flatten().map(|pod: &Value| {
         format!("{}: {}", pod["metadata"]["name"], pod["status"]["containerStatuses"][0]["state"])
     });
-    let logs = cluster.kubectl(&["-n", NAMESPACE, "logs", "daemonset/policy-agent", "--tail=20"]);
+    let selector = "app.kubernetes.io/name=policy-agent";
+    let logs = cluster.kubectl(&["-n", NAMESPACE, "logs", "-l", selector, "--prefix", "--tail=20"]);
     let logs = logs.unwrap_or_else(|error| error.to_string());
     Ok(format!("{}\n{logs}", states.collect::<Vec<_>>().join("\n")))
 }

@@ -4,7 +4,7 @@
 
 use super::socket::{Socket, raise_limit};
 use crate::{
-    net::{Family, Host},
+    net::{Family, Host, Netns},
     pkt::Sctp,
     scenario::{Port, Transport},
 };
@@ -72,26 +72,31 @@ impl Responder {
 
     /// Answers on these ports of the host, on all its addresses, from now on.
     pub fn listen(&self, host: &Host, ports: &[Port]) -> Result<()> {
+        self.listen_at(&host.name, &host.ns, &host.ips, ports)
+    }
+
+    /// Answers on these ports and addresses of a namespace, under the name of a host.
+    pub fn listen_at(&self, name: &str, ns: &Netns, ips: &[IpAddr], ports: &[Port]) -> Result<()> {
         let known = self.shared.lock().known.clone();
         let wanted = |ip: &IpAddr| ports.iter().map(move |port| (*ip, *port)).collect::<Vec<_>>();
-        let new: Vec<(IpAddr, Port)> = host.ips.iter().flat_map(wanted).collect();
+        let new: Vec<(IpAddr, Port)> = ips.iter().flat_map(wanted).collect();
         // Echo needs no socket, and protocols without ports one per address only.
         let new = new.into_iter().filter(|(_, port)| port.transport != Transport::Icmp).map(|(ip, port)| {
             let number = if port.transport == Transport::Sctp { 0 } else { port.number };
             (ip, Port { number, ..port })
         });
         let new: BTreeSet<(IpAddr, Port)> =
-            new.filter(|(ip, port)| !known.contains(&(host.name.clone(), *ip, *port))).collect();
+            new.filter(|(ip, port)| !known.contains(&(name.to_owned(), *ip, *port))).collect();
         if new.is_empty() {
             return Ok(());
         }
-        let opened = host.ns.run(|| -> Result<Vec<_>> {
+        let opened = ns.run(|| -> Result<Vec<_>> {
             new.iter().map(|(ip, port)| Ok((*ip, *port, open(*ip, *port)?))).collect()
         });
         let mut served = self.shared.lock();
-        for (ip, port, (socket, role)) in opened.with_context(|| format!("listen for {}", host.name))? {
-            served.known.insert((host.name.clone(), ip, port));
-            served.sockets.insert(socket.raw(), Entry { socket, role, host: host.name.clone() });
+        for (ip, port, (socket, role)) in opened.with_context(|| format!("listen for {name}"))? {
+            served.known.insert((name.to_owned(), ip, port));
+            served.sockets.insert(socket.raw(), Entry { socket, role, host: name.to_owned() });
         }
         Ok(())
     }

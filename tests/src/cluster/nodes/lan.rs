@@ -1,12 +1,17 @@
 //! The network between the nodes: a namespace each, and one with a switch that is also the world outside the cluster.
 
 use super::PREFIX;
+use crate::net::Netns;
 use anyhow::{Context, Result, ensure};
 use std::{
+    fs::File,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     process::Command,
 };
+
+/// A classic filter that matches every packet: one instruction that returns -1.
+const MATCH: &str = "1,6 0 0 4294967295";
 
 /// The namespace with the switch.
 pub const LAN: &str = "lan";
@@ -32,6 +37,16 @@ pub fn pod_subnets(number: u8) -> [String; 2] {
     [format!("10.244.{number}.0/24"), format!("fd00:10:244:{number}::/64")]
 }
 
+/// Gives the world outside further addresses, and returns its namespace.
+pub fn outside(addresses: &[IpAddr]) -> Result<Netns> {
+    for address in addresses {
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        inside(LAN, &["address", "replace", &format!("{address}/{length}"), "dev", "switch"])?;
+    }
+    let file = File::open(namespace(LAN)).context("open the world outside")?;
+    Ok(Netns::from_file(file))
+}
+
 /// Makes the switch and a connected namespace for each node.
 pub(super) fn up(nodes: u8) -> Result<()> {
     ip(&["netns", "add", &full(LAN)])?;
@@ -46,6 +61,12 @@ pub(super) fn up(nodes: u8) -> Result<()> {
         node(number)?;
         for (subnet, via) in pod_subnets(number).iter().zip(node_ips(number)) {
             inside(LAN, &["route", "add", subnet, "via", &via.to_string()])?;
+        }
+    }
+    for number in 1..=nodes {
+        for subnet in pod_subnets(number) {
+            // A pod that is not there must not be looked for outside, which would send the packet back.
+            inside(&super::node_name(number), &["route", "add", "blackhole", &subnet, "metric", "4000"])?;
         }
     }
     for (from, to) in pairs(nodes) {
@@ -73,12 +94,25 @@ fn node(number: u8) -> Result<()> {
     inside(&name, &["link", "set", "lo", "up"])?;
     inside(LAN, &["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &full_name])?;
     inside(LAN, &["link", "set", &port, "master", "switch", "up"])?;
+    wire(&port)?;
     inside(&name, &["link", "set", "eth0", "up"])?;
     for address in node_ips(number) {
         inside(&name, &["address", "add", &with_length(address), "dev", "eth0"])?;
     }
     for via in outside_ips() {
         inside(&name, &["route", "add", "default", "via", &via.to_string()])?;
+    }
+    Ok(())
+}
+
+/// Makes a port of the switch forget what the sender's kernel noted on a packet, as a wire does: nodes here share one
+/// kernel, and a link between namespaces keeps `tc_index`. The class of a filter that matches, none, overwrites it.
+fn wire(port: &str) -> Result<()> {
+    for words in [
+        ["qdisc", "add", "dev", port, "clsact"].as_slice(),
+        ["filter", "add", "dev", port, "ingress", "bpf", "bytecode", MATCH].as_slice(),
+    ] {
+        output(Command::new("tc").args(["-netns", &full(LAN)]).args(words))?;
     }
     Ok(())
 }

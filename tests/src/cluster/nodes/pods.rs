@@ -4,15 +4,24 @@ use super::{Cluster, until};
 use crate::net::Netns;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use std::{fs, net::IpAddr, os::unix::fs::MetadataExt};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr, TcpStream},
+    os::unix::fs::MetadataExt,
+    sync::Arc,
+    time::Duration,
+};
 
 /// The image of test servers.
 const SERVER: &str = "policy-agent.local/agnhost:dev";
 /// Port on which a pod of [`Cluster::pod`] answers HTTP, and UDP one higher.
 pub const PORT: u16 = 8080;
 
+/// A new connection that is not answered in this time is not let through.
+const SILENCE: Duration = Duration::from_millis(400);
+
 /// A pod that runs.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Pod {
     /// Namespace.
     pub namespace: String,
@@ -21,7 +30,14 @@ pub struct Pod {
     /// Addresses, the one of the first family first.
     pub ips: Vec<IpAddr>,
     /// Its network namespace.
-    pub ns: Netns,
+    pub ns: Arc<Netns>,
+}
+
+impl Pod {
+    /// Whether a new TCP connection from this pod is answered in time.
+    pub fn opens(&self, to: SocketAddr) -> bool {
+        self.ns.run(|| TcpStream::connect_timeout(&to, SILENCE).is_ok())
+    }
 }
 
 impl Cluster {
@@ -57,6 +73,16 @@ impl Cluster {
         wanted.iter().map(|(namespace, name, ..)| self.running(namespace, name)).collect()
     }
 
+    /// As [`Cluster::pods`], but nothing listens in them: a test opens its own sockets there.
+    pub fn idle_pods(&self, wanted: &[(&str, &str, &str, Value)]) -> Result<Vec<Pod>> {
+        for (namespace, name, node, labels) in wanted {
+            let mut object = Self::pod_object(namespace, name, node, labels);
+            object["spec"]["containers"][0]["args"] = json!(["pause"]);
+            self.admin().create(&object)?;
+        }
+        wanted.iter().map(|(namespace, name, ..)| self.running(namespace, name)).collect()
+    }
+
     /// A pod, once all its containers are ready.
     pub fn running(&self, namespace: &str, name: &str) -> Result<Pod> {
         let path = format!("/api/v1/namespaces/{namespace}/pods/{name}");
@@ -82,7 +108,7 @@ impl Cluster {
             namespace: text(&pod["metadata"]["namespace"])?,
             name: text(&pod["metadata"]["name"])?,
             ips,
-            ns: Netns::from_file(file),
+            ns: Arc::new(Netns::from_file(file)),
         })
     }
 }

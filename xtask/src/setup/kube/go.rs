@@ -19,7 +19,7 @@ const STEP: usize = 200;
 
 /// Compiles those of these programs that come from the module.
 pub(super) fn build(dir: &Path, programs: &[&Program]) -> Result<()> {
-    if !programs.iter().any(|program| matches!(program.from, From::Kubernetes(_) | From::C(_))) {
+    if programs.iter().all(|program| matches!(program.from, From::Debian(..))) {
         return Ok(());
     }
     let work = dir.join("src");
@@ -29,6 +29,13 @@ pub(super) fn build(dir: &Path, programs: &[&Program]) -> Result<()> {
         let made = work.join(program.name);
         match program.from {
             From::Kubernetes(path) => compile(&work, program.name, path)?,
+            From::Module(path) => {
+                eprintln!("setup: compiling {}", program.name);
+                // Such a module has no replacements of its own, so it is installed as it was published.
+                let mut go = go(&work);
+                go.env("GOBIN", &work).env_remove("GOFLAGS").args(["install", "-v", path]);
+                watched(go)?;
+            }
             From::C(path) => {
                 let mut gcc = command::new("gcc");
                 gcc.args(["-O2", "-static", "-DVERSION=policy", "-o"]).arg(&made);

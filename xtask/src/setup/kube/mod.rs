@@ -25,7 +25,7 @@ const RECIPE: &str = "recipe 1\n";
 pub(crate) enum Set {
     /// etcd and kube-apiserver: about 6 minutes on 2 cores the first time.
     Api,
-    /// Whole nodes too: about 3 minutes more.
+    /// Whole nodes, and Helm, too: about 5 minutes more.
     Cluster,
 }
 
@@ -33,6 +33,8 @@ pub(crate) enum Set {
 enum From {
     /// A package of the Kubernetes module, by its path inside it.
     Kubernetes(&'static str),
+    /// A program of another module, by its path and version.
+    Module(&'static str),
     /// A C source of the Kubernetes module.
     C(&'static str),
     /// A Debian package and the path inside it; it is unpacked, never installed: no service is started.
@@ -66,6 +68,7 @@ const PROGRAMS: &[Program] = &[
     kubernetes("kube-proxy", Set::Cluster, "cmd/kube-proxy"),
     kubernetes("agnhost", Set::Cluster, "test/images/agnhost"),
     Program { name: "pause", set: Set::Cluster, from: From::C("build/pause/linux/pause.c") },
+    Program { name: "helm", set: Set::Cluster, from: From::Module("helm.sh/helm/v3/cmd/helm@v3.19.0") },
     debian("containerd", Set::Cluster, "containerd", "usr/bin/containerd"),
     debian("containerd-shim-runc-v2", Set::Cluster, "containerd", "usr/bin/containerd-shim-runc-v2"),
     debian("ctr", Set::Cluster, "containerd", "usr/bin/ctr"),
