@@ -133,6 +133,12 @@ impl World {
         self.index.pods.iter().map(|(address, pods)| (*address, &pods[0]))
     }
 
+    /// Whether the pods and their addresses are the very ones of the other world.
+    #[must_use]
+    pub fn has_pods_of(&self, other: &Self) -> bool {
+        self.index.pods.ptr_eq(&other.index.pods)
+    }
+
     /// Addresses of live pods whose claimants are others, or changed, since an earlier state of this world. Fast where
     /// the two share most of their structure.
     pub fn changed_pod_addresses<'a>(&'a self, earlier: &'a Self) -> impl Iterator<Item = IpAddr> + 'a {

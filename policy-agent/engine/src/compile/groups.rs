@@ -1,6 +1,7 @@
 //! Which atoms name a pod: evaluated once for each distinct (namespace, labels), and never twice for one atom.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::atoms::{AtomId, Atoms, Scope};
@@ -21,7 +22,16 @@ pub(crate) struct Groups {
     /// Shortcut by the identity of the pod's allocation, which the value keeps alive.
     by_identity: HashMap<usize, (Arc<Pod>, GroupId, PortsId)>,
     list: Vec<Group>,
+    roster: Roster,
     namespaces: HashMap<Arc<str>, Namespace>,
+}
+
+/// Every address of a pod with what rules can tell of it: policies change far more often than most pods do.
+#[derive(Clone, Debug, Default)]
+struct Roster {
+    /// The world whose pods these are.
+    of: Option<World>,
+    list: Arc<Vec<(IpAddr, GroupId, PortsId)>>,
 }
 
 #[derive(Clone, Debug)]
@@ -61,6 +71,19 @@ impl Groups {
         };
         self.by_identity.insert(identity, (pod.clone(), group, ports));
         (group, ports)
+    }
+
+    /// [`Groups::of`] for every address of a pod, in order of address.
+    pub(crate) fn roster(&mut self, world: &World) -> Arc<Vec<(IpAddr, GroupId, PortsId)>> {
+        if !self.roster.of.as_ref().is_some_and(|earlier| earlier.has_pods_of(world)) {
+            let entry = |(address, pod)| {
+                let (group, ports) = self.of(pod);
+                (address, group, ports)
+            };
+            let list = Arc::new(world.pod_addresses().map(entry).collect());
+            self.roster = Roster { of: Some(world.clone()), list };
+        }
+        self.roster.list.clone()
     }
 
     fn group(&mut self, pod: &Pod) -> GroupId {

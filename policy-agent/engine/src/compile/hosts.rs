@@ -57,7 +57,8 @@ pub(crate) struct Memo {
     live: Vec<bool>,
     /// Whether some egress rule calls a port by name.
     names: bool,
-    classes: HashMap<(GroupId, u32, PortsId), u32>,
+    /// By group: {block, ports, class}, of which a group has few.
+    classes: Vec<Vec<(u32, PortsId, u32)>>,
     /// Class of the addresses that only blocks contain, by block signature.
     of_blocks: Vec<u32>,
 }
@@ -76,6 +77,18 @@ impl Memo {
             .map(|atoms| classes.id(Signature { atoms: atoms.clone(), names: Vec::new() }))
             .collect();
         Self { live, names, of_blocks, ..Self::default() }
+    }
+
+    fn class(&self, group: GroupId, block: u32, ports: PortsId) -> Option<u32> {
+        let same = |entry: &&(u32, PortsId, u32)| entry.0 == block && entry.1 == ports;
+        self.classes.get(group)?.iter().find(same).map(|entry| entry.2)
+    }
+
+    fn remember(&mut self, group: GroupId, block: u32, ports: PortsId, class: u32) {
+        if self.classes.len() <= group {
+            self.classes.resize(group + 1, Vec::new());
+        }
+        self.classes[group].push((block, ports, class));
     }
 
     /// Class of the addresses for which a prefix of this block signature is the longest.
@@ -109,9 +122,10 @@ impl Walk<'_> {
     /// Service's.
     pub(crate) fn all(mut self) -> BTreeMap<IpAddr, HostTarget> {
         let world = self.world;
-        let mut hosts: BTreeMap<IpAddr, HostTarget> = world
-            .pod_addresses()
-            .filter_map(|(address, pod)| Some((address, self.pod(address, pod)?)))
+        let roster = self.groups.roster(world);
+        let mut hosts: BTreeMap<IpAddr, HostTarget> = roster
+            .iter()
+            .filter_map(|(address, group, ports)| Some((*address, self.pod(*address, *group, *ports)?)))
             .collect();
         if self.deferring {
             for (address, _) in world.frontends() {
@@ -141,7 +155,8 @@ impl Walk<'_> {
         if world.is_host_address(address) {
             return Some(self.own(address));
         }
-        let pod = world.pod_at(address).and_then(|pod| self.pod(address, &pod));
+        let known = world.pod_at(address).map(|pod| self.groups.of(&pod));
+        let pod = known.and_then(|(group, ports)| self.pod(address, group, ports));
         if !(self.deferring && world.is_frontend(address)) {
             return pod;
         }
@@ -155,20 +170,19 @@ impl Walk<'_> {
         HostTarget { class, flags: host_flags::OWN_NODE }
     }
 
-    fn pod(&mut self, address: IpAddr, pod: &Arc<Pod>) -> Option<HostTarget> {
+    fn pod(&mut self, address: IpAddr, group: GroupId, ports: PortsId) -> Option<HostTarget> {
         if self.world.is_host_address(address) {
             return None;
         }
         let block = self.blocks.at(address);
-        let class = self.class(pod, block);
+        let class = self.class(address, group, ports, block);
         (class != self.memo.of_block(block)).then_some(HostTarget { class, flags: host_flags::POD })
     }
 
-    fn class(&mut self, pod: &Arc<Pod>, block: u32) -> u32 {
-        let (group, ports) = self.groups.of(pod);
+    fn class(&mut self, address: IpAddr, group: GroupId, ports: PortsId, block: u32) -> u32 {
         let ports = if self.memo.names { ports } else { 0 };
-        if let Some(class) = self.memo.classes.get(&(group, block, ports)) {
-            return *class;
+        if let Some(class) = self.memo.class(group, block, ports) {
+            return class;
         }
         let named = self.groups.atoms(group, self.atoms, self.world);
         let live = &self.memo.live;
@@ -177,9 +191,10 @@ impl Walk<'_> {
         atoms.extend(&self.blocks.signatures[block as usize]);
         atoms.sort_unstable();
         atoms.dedup();
-        let names = if ports == 0 { Vec::new() } else { self.relevant(pod, &atoms) };
+        let pod = if ports == 0 { None } else { self.world.pod_at(address) };
+        let names = pod.map(|pod| self.relevant(&pod, &atoms)).unwrap_or_default();
         let class = self.classes.id(Signature { atoms, names });
-        self.memo.classes.insert((group, block, ports), class);
+        self.memo.remember(group, block, ports, class);
         class
     }
 
