@@ -38,6 +38,7 @@ const ENDING: Duration = Duration::from_secs(2);
 /// # Errors
 /// What is missing or wrong; before the datapath is loaded nothing was changed.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    settings::one_heap();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(failed)?;
     let result = runtime.block_on(start(args));

@@ -30,8 +30,9 @@ use self::store::{Message, Store};
 use self::watch::Watcher;
 use super::Told;
 
-/// Messages between the watches and the store: when it is full the watches wait, and with them the server.
-const QUEUE: usize = 4096;
+/// Messages between the watches and the store: when it is full the watches wait, and with them the server. An object in it
+/// takes some kilobytes, ten times as much as what is kept of it.
+const QUEUE: usize = 256;
 
 /// The running tasks. Dropping it ends them.
 #[derive(Debug)]

@@ -37,6 +37,10 @@ impl Object {
         let key = ObjectKey::new(text("namespace").unwrap_or_default(), name);
         let uid = text("uid").unwrap_or_default().into();
         let version = version(text("resourceVersion").unwrap_or_default());
+        // What is left says what the object means.
+        if let Some(Value::Object(metadata)) = fields.get_mut("metadata") {
+            metadata.remove("resourceVersion");
+        }
         Some(Self { key, uid, version, value })
     }
 }
@@ -53,6 +57,8 @@ pub(super) struct Held {
     pub uid: Arc<str>,
     /// Version.
     pub version: u64,
+    /// Hash of the fields that count: most changes of pods and nodes are in others.
+    pub content: u64,
 }
 
 /// An object that was read.
@@ -67,10 +73,11 @@ pub(super) struct Reading {
 impl Reading {
     /// Reads an object. A part that is not honoured matches nothing: unlike in files, where a slip while somebody edits
     /// must not undo the last good version, what the API server has accepted is what is meant, on every node alike.
-    pub(super) fn of(object: Object, interner: &mut Interner) -> Self {
+    pub(super) fn of(object: Object, content: u64, interner: &mut Interner) -> Self {
         let Object { key, uid, version, value } = object;
         let Read { mut delta, problems, broken } = read::object(&value);
-        let mut reading = Self { key, held: Held { uid, version }, delta: None, problems: Vec::new() };
+        let mut reading =
+            Self { key, held: Held { uid, version, content }, delta: None, problems: Vec::new() };
         if let Some(delta) = &mut delta {
             interner.share(delta);
             reading.take_texts(delta);

@@ -4,6 +4,7 @@
 //! stays away, take nothing from what is enforced.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 use std::mem;
 
 use policy_engine::model::ObjectKey;
@@ -74,6 +75,8 @@ pub(super) struct Table {
     /// Everything up to this version was told.
     pub(super) progress: u64,
     fault: Option<Fault>,
+    /// With random keys, so that nobody can make two objects that look the same.
+    hasher: RandomState,
 }
 
 #[derive(Debug, Default)]
@@ -165,8 +168,11 @@ impl Store {
             Event::Complete(version) => self.complete(kind, version),
             Event::Put(object) => {
                 table.progress = table.progress.max(object.version);
-                if !table.knows(&object) {
-                    let reading = Reading::of(object, &mut self.interner);
+                let held = table.held_at(&object.key, &object.uid);
+                // A version that is no number cannot be compared.
+                if (object.version == 0 || held < Some(object.version))
+                    && let Some(reading) = table.news(object, &mut self.interner)
+                {
                     self.put(kind, reading);
                 }
             }
@@ -234,22 +240,31 @@ impl Store {
 }
 
 impl Table {
-    /// Whether this very version is held, or a newer one: after a broken connection some changes come twice.
-    fn knows(&self, object: &Object) -> bool {
-        self.held
-            .get(&object.key)
-            .is_some_and(|held| held.uid == object.uid && held.version >= object.version)
+    /// The version in which an object is held: after a broken connection some changes come twice.
+    fn held_at(&self, key: &ObjectKey, uid: &str) -> Option<u64> {
+        self.held.get(key).filter(|held| *held.uid == *uid).map(|held| held.version)
     }
 
     fn list(&mut self, object: Object, interner: &mut Interner) {
-        let same = self
-            .held
-            .get(&object.key)
-            .is_some_and(|held| held.uid == object.uid && held.version == object.version);
         let Some(listing) = &mut self.listing else { return };
         listing.seen.insert(object.key.clone());
-        if !same {
-            listing.changed.push(Reading::of(object, interner));
+        if self.held_at(&object.key, &object.uid) != Some(object.version)
+            && let Some(reading) = self.news(object, interner)
+            && let Some(listing) = &mut self.listing
+        {
+            listing.changed.push(reading);
+        }
+    }
+
+    /// What a version of an object says; `None` when it says the same as the one that is held.
+    fn news(&mut self, object: Object, interner: &mut Interner) -> Option<Reading> {
+        let content = self.hasher.hash_one(&object.value);
+        match self.held.get_mut(&object.key) {
+            Some(held) if held.uid == object.uid && held.content == content => {
+                held.version = object.version;
+                None
+            }
+            _ => Some(Reading::of(object, content, interner)),
         }
     }
 }

@@ -182,6 +182,28 @@ fn what_comes_twice_changes_nothing() {
 }
 
 #[test]
+fn a_change_of_other_fields_is_no_change() {
+    let mut cluster = Cluster::empty();
+    cluster.put(Kind::Pod, &pod("a", "u1", "10.0.0.1"));
+    let bad = policy(&json!({"podSelector": {}, "later": 1}));
+    cluster.put(Kind::Policy, &bad);
+    assert_eq!((cluster.changes().len(), cluster.problems.len()), (2, 1));
+    let mut beat = pod("a", "u1", "10.0.0.1");
+    beat["status"]["conditions"] = json!([{"type": "Ready"}]);
+    beat["metadata"]["annotations"] = json!({"a": "b"});
+    cluster.put(Kind::Pod, &beat);
+    cluster.put(Kind::Policy, &bad);
+    cluster.list(Kind::Policy, &[bad]);
+    cluster.list(Kind::Pod, &[beat]);
+    assert_eq!((cluster.changes().len(), cluster.problems.len()), (0, 1), "{:?}", cluster.problems);
+    // Versions went on all the same: what is older changes nothing.
+    let mut old = pod("a", "u1", "10.0.0.9");
+    old["metadata"]["resourceVersion"] = (cluster.version - 1).to_string().into();
+    cluster.put(Kind::Pod, &old);
+    assert_eq!(cluster.at("10.0.0.9"), None);
+}
+
+#[test]
 fn a_late_deletion_of_a_pod_spares_its_successor() {
     let mut cluster = Cluster::empty();
     cluster.put(Kind::Pod, &pod("a", "u1", "10.0.0.1"));
