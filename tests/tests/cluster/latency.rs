@@ -113,20 +113,22 @@ pub(crate) fn policies(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// New pods under a default deny that is there already: whether, and how long, they answer.
+/// New pods under a default deny that is there already: whether their servers answer, and how long packets reach them.
 pub(crate) fn new_pods(cluster: &Cluster) -> Result<()> {
-    start_pods(cluster, "fresh").map(drop)
-}
-
-/// The same with the chained CNI plugin: none may answer.
-pub(crate) fn new_pods_with_cni(cluster: &Cluster) -> Result<()> {
-    deploy::apply_folder(cluster, "overlays/cni")?;
-    let packets = start_pods(cluster, "fresh-cni")?;
-    ensure!(packets == 0, "{packets} packets were answered by pods that nobody may reach");
+    let answers = start_pods(cluster, "fresh")?;
+    ensure!(answers == 0, "servers that nobody may reach gave {answers} answers");
     Ok(())
 }
 
-/// Starts pods one after the other; returns how many packets were answered.
+/// The same with the chained CNI plugin.
+pub(crate) fn new_pods_with_cni(cluster: &Cluster) -> Result<()> {
+    deploy::apply_folder(cluster, "overlays/cni")?;
+    let answers = start_pods(cluster, "fresh-cni")?;
+    ensure!(answers == 0, "servers that nobody may reach gave {answers} answers");
+    Ok(())
+}
+
+/// Starts pods one after the other; returns how many answers their servers gave.
 fn start_pods(cluster: &Cluster, namespace: &str) -> Result<usize> {
     let asking = format!("{namespace}-asking");
     cluster.namespaces(&[(&asking, json!({})), (namespace, json!({}))])?;
@@ -134,9 +136,7 @@ fn start_pods(cluster: &Cluster, namespace: &str) -> Result<usize> {
     let asker = cluster.pods(&[(&asking, "asker", &node, json!({}))])?.remove(0);
     let admin = cluster.admin();
     admin.apply(&default_deny(namespace))?;
-    let mut last = asker.ips[0];
-    let mut open = Vec::new();
-    let mut packets = 0;
+    let (mut last, mut open, mut answered) = (asker.ips[0], Vec::new(), 0);
     for round in 0..ROUNDS {
         let name = format!("pod{round}");
         let asking = Asking::start(&asker, last)?;
@@ -145,22 +145,36 @@ fn start_pods(cluster: &Cluster, namespace: &str) -> Result<usize> {
         // Its server runs; what it does not answer now, policy holds back.
         thread::sleep(Duration::from_millis(200));
         last = pod.ips[0];
-        let answers = asking.end(last)?;
-        packets += answers.len();
-        let span = answers.iter().max().zip(answers.iter().min());
-        open.push(span.map_or(0.0, |(last, first)| last.duration_since(*first).as_secs_f64() * 1e3));
+        let (answers, period) = asking.end(last)?;
+        answered += answers;
+        open.push(reached(&pod)? as f64 * period.as_secs_f64() * 1e3);
         admin.delete(&Cluster::pod_object(namespace, &name, &node, &json!({})))?;
     }
-    let leaked = open.iter().filter(|time| **time > 0.0).count();
-    println!("new pods under a default deny: {leaked} of {ROUNDS} answered, {packets} packets in all");
-    tell("a new pod is open", &mut open);
-    Ok(packets)
+    let touched = open.iter().filter(|time| **time > 0.0).count();
+    println!(
+        "new pods under a default deny: {answered} answers of servers; packets reached {touched} of {ROUNDS}"
+    );
+    tell("packets reach a new pod for", &mut open);
+    Ok(answered)
+}
+
+/// Datagrams that the pod's kernel has seen, to an open port or none.
+fn reached(pod: &Pod) -> Result<u64> {
+    let text =
+        pod.ns.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp")).context("read counters")?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = lines.next().zip(lines.next()).context("no counters of UDP")?;
+    let count = |wanted: &str| -> Result<u64> {
+        let place = names.split(' ').position(|name| name == wanted).context("a counter is missing")?;
+        values.split(' ').nth(place).and_then(|value| value.parse().ok()).context("a counter has no value")
+    };
+    Ok(count("InDatagrams")? + count("NoPorts")?)
 }
 
 /// Datagrams to the addresses that the next pod may get, until it is there.
 struct Asking {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Vec<(IpAddr, Instant)>>,
+    thread: JoinHandle<(Vec<IpAddr>, Duration)>,
 }
 
 impl Asking {
@@ -182,33 +196,31 @@ impl Asking {
         let stop = Arc::new(AtomicBool::new(false));
         let ending = stop.clone();
         let thread = thread::spawn(move || {
-            let mut answers = Vec::new();
-            let mut bytes = [0; 256];
+            let (start, mut rounds, mut answers, mut bytes) = (Instant::now(), 0, Vec::new(), [0; 256]);
             while !ending.load(Ordering::Relaxed) {
                 for (socket, ip) in sockets.iter().zip(&next) {
-                    // Also a refusal is an answer: the question was let in.
-                    let told = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
-                    let sent = socket.send(b"hostname");
-                    let received = socket.recv(&mut bytes);
-                    if received.is_ok()
-                        || sent.as_ref().is_err_and(told)
-                        || received.as_ref().is_err_and(told)
-                    {
-                        answers.push((*ip, Instant::now()));
+                    // A pending refusal is told in place of sending.
+                    if socket.send(b"hostname").is_err() {
+                        drop(socket.send(b"hostname"));
+                    }
+                    if socket.recv(&mut bytes).is_ok() {
+                        answers.push(*ip);
                     }
                 }
+                rounds += 1;
                 thread::sleep(Duration::from_micros(500));
             }
-            answers
+            (answers, start.elapsed() / rounds.max(1))
         });
         Ok(Self { stop, thread })
     }
 
-    /// When the pod answered, given its address.
-    fn end(self, address: IpAddr) -> Result<Vec<Instant>> {
+    /// How many answers the address gave, and the time between two questions.
+    fn end(self, address: IpAddr) -> Result<(usize, Duration)> {
         self.stop.store(true, Ordering::Relaxed);
-        let answers = self.thread.join().map_err(|_| anyhow::anyhow!("the asking thread panicked"))?;
-        Ok(answers.into_iter().filter(|(ip, _)| *ip == address).map(|(_, when)| when).collect())
+        let joined = self.thread.join();
+        let (answers, period) = joined.map_err(|_| anyhow::anyhow!("the asking thread panicked"))?;
+        Ok((answers.into_iter().filter(|ip| *ip == address).count(), period))
     }
 }
 

@@ -7,6 +7,7 @@ mod life;
 mod manifests;
 mod probes;
 mod rendered;
+mod services;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ type Test = fn(&Cluster) -> Result<()>;
 /// What every cluster must pass, whatever it is like.
 const EVERYWHERE: &[(&str, Test)] = &[
     ("seeds_are_enforced_as_the_evaluator_says", manifests::seeds),
+    ("services_are_judged_by_their_backends", services::judged),
     ("kubelet_probes_keep_an_isolated_pod_ready", probes::kubelet_probes),
 ];
 
