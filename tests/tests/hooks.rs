@@ -222,6 +222,8 @@ fn a_program_that_goes_before_ours_is_told_and_outrun() {
         let order = bpf::query_tcx(f.ifindex, BPF_TCX_INGRESS).unwrap();
         let names: Vec<&str> = order.iter().map(|p| p.name.as_str()).collect();
         assert_eq!(names, ["pod_out", "stranger"], "first again, once, and the stranger is left alone");
+        let [out, _] = hooks.verify(f.ifindex).unwrap();
+        assert_eq!(out.behind, [format!("stranger (program {})", foreign.id)], "told: it can take the tag");
         assert!(!hooks.repair(f.ifindex).unwrap(), "nothing more to do");
     });
     assert!(!f.talks());

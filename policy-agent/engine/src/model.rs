@@ -201,13 +201,66 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
 }
 
-/// A Service: kept to name addresses in events.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A Service. Enforcement asks for its addresses alone; where they lead is told to people who ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// Namespace and name.
     pub key: ObjectKey,
     /// Cluster, external and load-balancer addresses.
     pub addresses: Vec<IpAddr>,
+    /// Labels of the pods that it leads to; empty: its backends are given otherwise.
+    pub selector: BTreeMap<String, String>,
+    /// Ports.
+    pub ports: Vec<ServicePort>,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Number at the Service's addresses.
+    pub port: u16,
+    /// Where it leads on a pod.
+    pub target: TargetPort,
+}
+
+/// Port of a pod to which a Service leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    /// A number.
+    Number(u16),
+    /// A name, which each pod gives its own number.
+    Name(Arc<str>),
+}
+
+impl Service {
+    /// The port with this number.
+    #[must_use]
+    pub fn port(&self, protocol: Protocol, port: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|p| p.protocol == protocol && p.port == port)
+    }
+
+    /// Whether it leads to the pod.
+    #[must_use]
+    pub fn selects(&self, pod: &Pod) -> bool {
+        let all = || self.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value));
+        pod.key.namespace == self.key.namespace && !self.selector.is_empty() && all()
+    }
+}
+
+impl ServicePort {
+    /// Its number on a pod; `None` if the pod has no port of the name.
+    #[must_use]
+    pub fn on(&self, pod: &Pod) -> Option<u16> {
+        match &self.target {
+            TargetPort::Number(port) => Some(*port),
+            TargetPort::Name(name) => {
+                let mut ports = pod.ports.iter();
+                ports.find(|p| p.name == *name && p.protocol == self.protocol).map(|p| p.port)
+            }
+        }
+    }
 }
 
 /// One requirement of a label selector.

@@ -480,7 +480,11 @@ mod tests {
         };
         world.apply(Delta::Node(node("n1", "192.168.0.1")));
         world.apply(Delta::Node(node("n2", "192.168.0.2")));
-        let dns = Service { key: ObjectKey::new("kube-system", "dns"), addresses: vec![ip("10.96.0.10")] };
+        let dns = Service {
+            key: ObjectKey::new("kube-system", "dns"),
+            addresses: vec![ip("10.96.0.10")],
+            ..Service::default()
+        };
         world.apply(Delta::Service(dns.clone()));
         world.apply(Delta::HostAddresses(BTreeSet::from([ip("169.254.1.1")])));
         assert_eq!(world.entity(ip("192.168.0.1")), Entity::OwnNode);

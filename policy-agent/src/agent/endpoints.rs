@@ -149,6 +149,7 @@ impl Core {
                         tracing::warn!("the hooks of interface {} had been changed: mended", local.interface);
                     }
                     local.hooked = states.iter().all(|state| state.present);
+                    local.behind_us = states.iter().flat_map(|state| state.behind.clone()).collect();
                     local.before_us = states.into_iter().flat_map(|state| state.before).collect();
                 }
                 (Err(error), _) | (_, Err(error)) => self.not_hooked(*slot, ifindex, &chain(&error)),

@@ -39,6 +39,8 @@ pub(super) struct Local {
     pub unprotected: u64,
     /// Programs of others that run before ours.
     pub before_us: Vec<String>,
+    /// Programs of others that run behind ours on packets from the pod.
+    pub behind_us: Vec<String>,
 }
 
 /// What must be done to the kernel's endpoints.
@@ -222,6 +224,7 @@ impl Table {
             failure: None,
             unprotected: link.packets,
             before_us: Vec::new(),
+            behind_us: Vec::new(),
         };
         self.endpoints.insert(slot, local);
         Some(slot)
@@ -249,6 +252,7 @@ fn adopted(live: &LiveEndpoint) -> Local {
         failure: None,
         unprotected: 0,
         before_us: Vec::new(),
+        behind_us: Vec::new(),
     }
 }
 

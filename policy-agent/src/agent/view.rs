@@ -16,6 +16,7 @@ use super::core::Core;
 use super::endpoints::CHATTER;
 use super::exits::Exit;
 use super::placement::Place;
+use super::table::Local;
 use crate::source::SourceState;
 use crate::source::objects::Located;
 
@@ -215,6 +216,17 @@ pub fn refusal_text(refusal: &Refusal) -> String {
     )
 }
 
+/// Programs of others at the hooks of an endpoint, and what they can do.
+fn others(local: &Local) -> String {
+    let told = |what: &str, programs: &[String]| {
+        (!programs.is_empty()).then(|| format!("{what}: {}", programs.join(", ")))
+    };
+    let first = told("other programs run first", &local.before_us);
+    let behind = "other programs run behind, where one that accepts a packet takes the tag by which \
+                  traffic to Services is judged";
+    first.into_iter().chain(told(behind, &local.behind_us)).collect::<Vec<_>>().join("; ")
+}
+
 /// The view of the moment.
 #[derive(Clone, Debug, Default)]
 pub struct Published(Arc<Mutex<Arc<View>>>);
@@ -292,10 +304,8 @@ impl Core {
             (State::Pending, "its policy is not installed yet: nothing that policy decides passes".to_owned())
         } else if let Some(degraded) = &self.degraded {
             (State::Stale, degraded.clone())
-        } else if local.before_us.is_empty() {
-            (State::Enforced, String::new())
         } else {
-            (State::Enforced, format!("other programs run first: {}", local.before_us.join(", ")))
+            (State::Enforced, others(local))
         };
         view
     }

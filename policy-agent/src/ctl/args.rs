@@ -51,7 +51,8 @@ Needs no agent and no privileges: the manifests are judged by the same evaluator
 
 Examples:
   policyctl explain --manifests ./manifests --from shop/client --to shop/db --port 5432/TCP
-  policyctl explain --manifests ./manifests --from shop/client --to 192.0.2.7 --port 443";
+  policyctl explain --manifests ./manifests --from shop/client --to 192.0.2.7 --port 443
+  policyctl explain --manifests ./manifests --from shop/client --to svc/shop/db --port 80";
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -179,8 +180,8 @@ pub struct ExplainArgs {
     /// Who opens the flow: a pod as namespace/name, or an address
     #[arg(long, value_name = "NS/POD|ADDRESS")]
     pub from: String,
-    /// Towards whom: a pod as namespace/name, or an address
-    #[arg(long, value_name = "NS/POD|ADDRESS")]
+    /// Towards whom: a pod as namespace/name, an address, or a Service as svc/namespace/name
+    #[arg(long, value_name = "NS/POD|ADDRESS|svc/NS/NAME")]
     pub to: String,
     /// Port of the destination, with its protocol (TCP if left out)
     #[arg(long, value_name = "PORT[/PROTOCOL]", value_parser = port)]

@@ -13,45 +13,82 @@ use crate::ctl::failure::Failure;
 use crate::ctl::offline::{self, End};
 use crate::ctl::screen::Screen;
 
-/// Runs the command. A pair of dual-stack pods is judged on each family.
+/// A flow to be judged.
+struct Question {
+    query: Query,
+    /// The pod behind a Service that it reaches.
+    backend: Option<String>,
+}
+
+/// Runs the command. A pair of dual-stack pods is judged on each family, a Service for each pod that it leads to.
 ///
 /// # Errors
 /// When the manifests cannot be read, an end cannot be found, or the output cannot be written.
 pub fn run(args: &ExplainArgs, screen: &mut Screen<'_>) -> Result<(), Failure> {
     let world = offline::world(&args.manifests, screen)?;
-    let (from, to) = (offline::end(&world, &args.from)?, offline::end(&world, &args.to)?);
+    let from = offline::end(&world, &args.from)?;
     let (protocol, port) = args.port;
-    let questions: Vec<Query> = pairs(&from, &to)
-        .map(|(source, destination)| Query {
-            source,
-            destination,
-            protocol: protocol.number(),
-            port,
-            from_node_process: false,
-        })
-        .collect();
-    if questions.is_empty() {
-        return Err(Failure::new(format!("{} and {} have no address family in common", from.name, to.name)));
+    let ends = match args.to.strip_prefix("svc/") {
+        Some(service) => offline::backends(&world, service, protocol, port)?,
+        None => vec![(offline::end(&world, &args.to)?, port)],
+    };
+    let is_service = args.to.starts_with("svc/");
+    let mut questions = Vec::new();
+    for (to, port) in &ends {
+        questions.extend(pairs(&from, to).map(|(source, destination)| Question {
+            query: Query {
+                source,
+                destination,
+                protocol: protocol.number(),
+                port: *port,
+                from_node_process: false,
+            },
+            backend: is_service.then(|| to.name.clone()),
+        }));
     }
-    let answers: Vec<_> = questions.iter().map(|query| (query, oracle::evaluate(&world, query))).collect();
+    if questions.is_empty() {
+        return Err(Failure::new(format!("{} and {} have no address family in common", from.name, args.to)));
+    }
+    let answers: Vec<_> = questions.iter().map(|q| (q, oracle::evaluate(&world, &q.query))).collect();
     match args.output {
         TextForm::Json => {
-            let allowed = answers.iter().all(|(_, evaluation)| evaluation.allows());
-            let flows: Vec<Value> =
-                answers.iter().map(|(query, evaluation)| flow(query, evaluation)).collect();
+            let flows: Vec<Value> = answers.iter().map(|(question, answer)| flow(question, answer)).collect();
             let answer = json!({
                 "from": from.name,
-                "to": to.name,
+                "to": args.to,
                 "port": port,
                 "protocol": protocol.name(),
-                "verdict": verdict(allowed),
+                "verdict": overall(&answers),
                 "flows": flows,
             });
             writeln!(screen.out, "{answer}")?;
         }
-        TextForm::Text => text(&world, &answers, screen)?,
+        TextForm::Text => {
+            if is_service {
+                let (to, pods) = (&args.to, ends.len());
+                writeln!(
+                    screen.out,
+                    "{to} port {port}/{protocol} leads to {pods} pod{}, each judged by itself: {}",
+                    if pods == 1 { "" } else { "s" },
+                    overall(&answers),
+                )?;
+            }
+            text(&world, &answers, screen)?;
+        }
     }
     Ok(())
+}
+
+/// One word for all flows.
+fn overall(answers: &[(&Question, Evaluation)]) -> &'static str {
+    let allowed = answers.iter().filter(|(_, evaluation)| evaluation.allows()).count();
+    // A pair of pods is allowed if every family is; behind a Service the choice is kube-proxy's.
+    let service = answers.iter().any(|(question, _)| question.backend.is_some());
+    if service && allowed > 0 && allowed < answers.len() {
+        "mixed"
+    } else {
+        verdict(allowed == answers.len())
+    }
 }
 
 fn pairs<'a>(from: &'a End, to: &'a End) -> impl Iterator<Item = (IpAddr, IpAddr)> + 'a {
@@ -63,10 +100,10 @@ fn pairs<'a>(from: &'a End, to: &'a End) -> impl Iterator<Item = (IpAddr, IpAddr
     })
 }
 
-fn text(world: &World, answers: &[(&Query, Evaluation)], screen: &mut Screen<'_>) -> Result<(), Failure> {
-    for (query, evaluation) in answers {
+fn text(world: &World, answers: &[(&Question, Evaluation)], screen: &mut Screen<'_>) -> Result<(), Failure> {
+    for (question, evaluation) in answers {
         let mut text = String::new();
-        explain::text(&mut text, world, query, evaluation).map_err(anyhow::Error::from)?;
+        explain::text(&mut text, world, &question.query, evaluation).map_err(anyhow::Error::from)?;
         write!(screen.out, "{text}")?;
     }
     Ok(())
@@ -76,14 +113,19 @@ fn verdict(allows: bool) -> &'static str {
     if allows { "allow" } else { "deny" }
 }
 
-fn flow(query: &Query, evaluation: &Evaluation) -> Value {
-    json!({
+fn flow(question: &Question, evaluation: &Evaluation) -> Value {
+    let Question { query, backend } = question;
+    let mut flow = json!({
         "source": query.source,
         "destination": query.destination,
         "verdict": verdict(evaluation.allows()),
         "egress": side(&evaluation.egress),
         "ingress": side(&evaluation.ingress),
-    })
+    });
+    if let Some(backend) = backend {
+        flow["backend"] = json!({ "pod": backend, "port": query.port });
+    }
+    flow
 }
 
 fn side(side: &Side) -> Value {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use policy_engine::model::{ObjectKey, Pod};
+use policy_engine::model::{ObjectKey, Pod, Protocol};
 use policy_engine::world::World;
 
 use crate::ctl::failure::Failure;
@@ -64,6 +64,51 @@ pub fn end(world: &World, text: &str) -> Result<End, Failure> {
     };
     let addresses = addresses(world, pod)?;
     Ok(End { name: key.to_string(), addresses })
+}
+
+/// The pods to which a Service, given as `namespace/name`, leads, each with its number of the port.
+///
+/// # Errors
+/// When there is no such Service or port, or nothing behind it.
+pub fn backends(
+    world: &World,
+    text: &str,
+    protocol: Protocol,
+    port: u16,
+) -> Result<Vec<(End, u16)>, Failure> {
+    let wrong = || {
+        Failure::new(format!("{text:?} is no Service"))
+            .hint("name it as svc/namespace/name, for example svc/shop/db")
+    };
+    let (namespace, name) = text.split_once('/').ok_or_else(wrong)?;
+    let key = ObjectKey::new(namespace, name);
+    let Some(service) = world.services.get(&key) else {
+        let names: Vec<String> = world.services.keys().take(10).map(|key| format!("svc/{key}")).collect();
+        let hint = if names.is_empty() { "the manifests hold none".to_owned() } else { names.join(", ") };
+        return Err(Failure::new(format!("no Service {key}")).hint(format!("Services: {hint}")));
+    };
+    let Some(service_port) = service.port(protocol, port) else {
+        let ports: Vec<String> = service.ports.iter().map(|p| format!("{}/{}", p.port, p.protocol)).collect();
+        return Err(Failure::new(format!("Service {key} has no port {port}/{protocol}"))
+            .hint(format!("its ports: {}", ports.join(", "))));
+    };
+    if service.selector.is_empty() {
+        return Err(Failure::new(format!("Service {key} has no selector: its backends are in no manifest"))
+            .hint("ask for a backend by its address"));
+    }
+    let pods = world.pods.values().filter(|pod| service.selects(pod) && pod.is_subject());
+    let ends = pods.filter(|pod| !pod.addresses.is_empty()).filter_map(|pod| {
+        let port = service_port.on(pod)?;
+        Some(addresses(world, pod).map(|addresses| (End { name: pod.key.to_string(), addresses }, port)))
+    });
+    let ends = ends.collect::<Result<Vec<_>, _>>()?;
+    if ends.is_empty() {
+        return Err(Failure::new(format!(
+            "Service {key} leads to no pod: the node refuses connections to it"
+        ))
+        .hint("see its selector, and the pods' labels, addresses and port names"));
+    }
+    Ok(ends)
 }
 
 fn addresses(world: &World, pod: &Arc<Pod>) -> Result<Vec<IpAddr>, Failure> {

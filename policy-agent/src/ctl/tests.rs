@@ -272,6 +272,41 @@ async fn an_explanation_names_the_nearest_rule() {
 }
 
 #[tokio::test]
+async fn a_service_is_judged_for_each_of_its_pods() {
+    let more = "\n---\napiVersion: v1\nkind: Service\nmetadata: {name: data, namespace: shop}\n\
+        spec: {clusterIP: 10.96.0.9, selector: {tier: data}, ports: [{port: 80, targetPort: sql}]}\n";
+    let pod = |name: &str, app: &str, ip: u8, port: u16| {
+        format!(
+            "\n---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, \
+             labels: {{app: {app}, tier: data}}}}\nspec: {{nodeName: n, containers: [{{name: c, ports: \
+             [{{name: sql, containerPort: {port}}}]}}]}}\nstatus: {{podIP: 10.0.0.{ip}}}\n"
+        )
+    };
+    let dir = directory();
+    let all = format!("{MANIFESTS}{more}{}{}", pod("db-0", "db", 20, 5432), pod("db-1", "db", 21, 5433));
+    fs::write(dir.path().join("all.yaml"), all).unwrap();
+    let ask = |rest: &str| {
+        format!("explain --manifests {} --from shop/client --to svc/shop/{rest}", dir.path().display())
+    };
+    let nowhere = Path::new("/nonexistent");
+    let ran = policyctl(nowhere, &ask("data --port 80 -o json")).await;
+    assert_eq!((ran.exit, ran.err.as_str()), (0, ""));
+    let answer: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    let verdicts: Vec<_> =
+        answer["flows"].as_array().unwrap().iter().map(|f| (&f["backend"]["port"], &f["verdict"])).collect();
+    assert_eq!(answer["verdict"], "mixed");
+    assert_eq!(verdicts, [(&5432.into(), &"allow".into()), (&5433.into(), &"deny".into())]);
+    let ran = policyctl(nowhere, &ask("data --port 80")).await;
+    assert!(ran.out.starts_with("svc/shop/data port 80/TCP leads to 2 pods"), "{}", ran.out);
+    for (rest, message) in
+        [("none --port 80", "no Service shop/none"), ("data --port 81", "has no port 81/TCP")]
+    {
+        let ran = policyctl(nowhere, &ask(rest)).await;
+        assert!(ran.exit != 0 && ran.err.contains(message) && ran.err.contains("hint: "), "{}", ran.err);
+    }
+}
+
+#[tokio::test]
 async fn what_is_wrong_with_the_manifests_is_told_beside_the_answer() {
     let dir = directory();
     fs::write(dir.path().join("all.yaml"), MANIFESTS.replace("port: 5432", "port: 5432, endPort: 1"))

@@ -49,6 +49,8 @@ pub struct HookState {
     pub present: bool,
     /// Programs of others that run before ours, or instead of it: they can pass a packet on without us.
     pub before: Vec<String>,
+    /// Programs of others that run after ours, from a pod: one that ends the chain takes the packet's tag.
+    pub behind: Vec<String>,
 }
 
 /// All that is attached. Interfaces are named by index, in the namespace of the calling thread, so a name that is
@@ -258,32 +260,36 @@ impl Hooks {
     }
 
     fn state(&self, ifindex: u32, hook: Hook) -> Result<HookState> {
-        let chain = tcx::programs(ifindex, hook)?;
         let label = |id: u32, name: &str| format!("{name} (program {id})");
-        let mut before: Vec<String>;
-        let present = match self.mechanism {
+        let chain = tcx::programs(ifindex, hook)?;
+        // The whole TCX chain runs before any filter.
+        let mut order: Vec<String> = chain.iter().map(|p| label(p.id, &p.name)).collect();
+        let first = order.len();
+        let (filters, filter) = clsact::filters(&self.tc, ifindex, hook)?;
+        order.extend(
+            filters.iter().map(|f| label(f.program, if f.name.is_empty() { &f.kind } else { &f.name })),
+        );
+        let ours = match self.mechanism {
             Mechanism::Tcx => {
-                let ours = tcx::pinned(&self.pins, ifindex, hook)?.map(|(_, program)| program);
-                let position = chain.iter().position(|p| Some(p.id) == ours);
-                before = chain
-                    .iter()
-                    .take(position.unwrap_or(chain.len()))
-                    .map(|p| label(p.id, &p.name))
-                    .collect();
-                position.is_some()
+                let program = tcx::pinned(&self.pins, ifindex, hook)?.map(|(_, program)| program);
+                chain.iter().position(|p| Some(p.id) == program)
             }
-            Mechanism::Clsact => {
-                // The whole TCX chain runs before any filter.
-                before = chain.iter().map(|p| label(p.id, &p.name)).collect();
-                let (filters, ours) = clsact::filters(&self.tc, ifindex, hook)?;
-                let ahead = filters.iter().take(ours.unwrap_or(filters.len()));
-                before.extend(
-                    ahead.map(|f| label(f.program, if f.name.is_empty() { &f.kind } else { &f.name })),
-                );
-                ours.is_some()
-            }
+            Mechanism::Clsact => filter.map(|position| first + position),
         };
-        Ok(HookState { hook, present, before })
+        let mut behind = match ours {
+            Some(position) => order.split_off(position + 1),
+            None => Vec::new(),
+        };
+        if ours.is_some() {
+            order.pop();
+        } else if self.mechanism == Mechanism::Tcx {
+            // Filters run after the chain, where ours would be.
+            order.truncate(first);
+        }
+        if hook != Hook::Out {
+            behind.clear();
+        }
+        Ok(HookState { hook, present: ours.is_some(), before: order, behind })
     }
 }
 

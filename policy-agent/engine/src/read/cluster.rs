@@ -5,10 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::at::At;
-use super::{Meta, block, label};
-use crate::model::{NAMESPACE_NAME_LABEL, Namespace, Node, Service};
+use super::{Meta, block, label, port};
+use crate::model::{NAMESPACE_NAME_LABEL, Namespace, Node, Protocol, Service, ServicePort, TargetPort};
 use crate::world::Delta;
 
+const NO_PORTS: &str = "the Service counts as without ports";
+const NO_PORT: &str = "this port of the Service is left out";
 const SKIPPED: &str = "this address is left out";
 
 /// Reads a namespace. The label of its name is set whatever the object says: a policy may depend on it.
@@ -53,7 +55,40 @@ pub(super) fn service(root: &At<'_>, meta: &Meta<'_>) -> Delta {
     for item in list.and_then(|at| at.items(SKIPPED)).unwrap_or_default() {
         push_new(&mut addresses, item.field("ip").and_then(|at| block::address(&at, SKIPPED)));
     }
-    Delta::Service(Service { key: meta.key.clone(), addresses })
+    let spec = root.field("spec");
+    let selector = spec.as_ref().and_then(|spec| spec.field("selector"));
+    let ports = spec.and_then(|spec| spec.field("ports"));
+    let ports = ports.and_then(|at| at.items(NO_PORTS)).unwrap_or_default();
+    Delta::Service(Service {
+        key: meta.key.clone(),
+        addresses,
+        selector: selector.map(|at| selected(&at)).unwrap_or_default(),
+        ports: ports.iter().filter_map(service_port).collect(),
+    })
+}
+
+fn selected(at: &At<'_>) -> BTreeMap<String, String> {
+    let Some(entries) = at.object("the Service selects no pods") else { return BTreeMap::new() };
+    let text = |(key, value): (&String, &serde_json::Value)| Some((key.clone(), value.as_str()?.to_owned()));
+    entries.iter().filter_map(text).collect()
+}
+
+fn service_port(at: &At<'_>) -> Option<ServicePort> {
+    let protocol = match at.field("protocol") {
+        Some(at) => port::protocol(&at, NO_PORT)?,
+        None => Protocol::Tcp,
+    };
+    let number = at.field("port")?.port_number(NO_PORT)?;
+    let target = match at.field("targetPort") {
+        // The number 0 stands where nobody said anything.
+        Some(at) if at.value().as_u64() == Some(0) => TargetPort::Number(number),
+        Some(at) => match at.value().as_str() {
+            Some(name) => TargetPort::Name(name.into()),
+            None => TargetPort::Number(at.port_number(NO_PORT)?),
+        },
+        None => TargetPort::Number(number),
+    };
+    Some(ServicePort { protocol, port: number, target })
 }
 
 /// Adds an address that is not there yet.

@@ -464,9 +464,13 @@ fn namespaces_nodes_services() {
     let Some(Delta::Node(node)) = read.delta else { panic!() };
     assert_eq!((node.addresses.len(), read.problems.len()), (1, 0));
     let read = object(&yaml(
-        "{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1, 'fd00::1'], externalIPs: [192.0.2.9, x]}, status: {loadBalancer: {ingress: [{ip: 192.0.2.8}, {hostname: h}]}}}",
+        "{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {selector: {app: db}, ports: [{port: 80, targetPort: http}, {port: 53, protocol: UDP}], clusterIP: 10.96.0.1, clusterIPs: [10.96.0.1, 'fd00::1'], externalIPs: [192.0.2.9, x]}, status: {loadBalancer: {ingress: [{ip: 192.0.2.8}, {hostname: h}]}}}",
     ));
     let Some(Delta::Service(service)) = read.delta else { panic!() };
+    assert_eq!(service.selector.get("app").map(String::as_str), Some("db"));
+    let targets: Vec<_> = service.ports.iter().map(|p| (p.protocol, p.port, p.target.clone())).collect();
+    let named = (Protocol::Tcp, 80, crate::model::TargetPort::Name("http".into()));
+    assert_eq!(targets, [named, (Protocol::Udp, 53, crate::model::TargetPort::Number(53))]);
     assert_eq!((service.addresses.len(), read.problems.len()), (4, 1));
     let read = object(&yaml("{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {clusterIP: None}}"));
     assert!(matches!(read.delta, Some(Delta::Service(service)) if service.addresses.is_empty()));

@@ -119,7 +119,7 @@ fn byte(rng: &mut Rng, bound: usize) -> u8 {
 fn service(rng: &mut Rng) -> Service {
     let own = IpAddr::V4(Ipv4Addr::new(10, 0, 3, byte(rng, 4)));
     let addresses = (0..1 + rng.below(2)).map(|_| if rng.percent(60) { own } else { address(rng) }).collect();
-    Service { key: ObjectKey::new("a", rng.one(["s1", "s2"])), addresses }
+    Service { key: ObjectKey::new("a", rng.one(["s1", "s2"])), addresses, ..Service::default() }
 }
 
 fn host_address(rng: &mut Rng) -> IpAddr {
