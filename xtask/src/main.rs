@@ -65,8 +65,8 @@ const TASKS: &[Task] = &[
     },
     Task {
         name: "bench",
-        args: "micro|path",
-        about: "costs of a packet: the programs alone, or a path beside other filters (root)",
+        args: "micro|path|scale",
+        about: "costs of a packet: the programs alone, or a path beside other filters; the agent in a large cluster (root)",
         run: bench::task,
     },
     Task {

@@ -1,4 +1,4 @@
-//! `bench micro|path`: benchmarks of the datapath. `cargo xtask bench` runs it.
+//! `bench micro|path|scale`: benchmarks of the datapath and of the agent. `cargo xtask bench` runs it.
 
 use policy_tests::bench;
 use std::process::ExitCode;
@@ -7,8 +7,9 @@ fn main() -> ExitCode {
     let result = match std::env::args().nth(1).as_deref() {
         Some("micro") => bench::micro(),
         Some("path") => bench::path(),
+        Some("scale") => bench::scale(),
         _ => {
-            eprintln!("usage: bench micro|path");
+            eprintln!("usage: bench micro|path|scale");
             return ExitCode::from(2);
         }
     };
