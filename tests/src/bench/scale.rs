@@ -105,7 +105,7 @@ fn turns(node: &Node, admin: &Client) -> Result<(Vec<f64>, Vec<f64>)> {
     let stream = Stream::start(&a.ns, address(10), &b.ns, address(11))?;
     stream.changes(0, true)?;
     let spec = json!({"podSelector": {"matchLabels": {"pod": "local-1"}}, "policyTypes": ["Ingress"]});
-    let deny = policy(LAB, "turn", spec);
+    let deny = policy(LAB, "turn", &spec);
     let (mut cuts, mut returns) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
         for (passes, times) in [(false, &mut cuts), (true, &mut returns)] {
@@ -113,9 +113,9 @@ fn turns(node: &Node, admin: &Client) -> Result<(Vec<f64>, Vec<f64>)> {
             let from = stream.count();
             let answered = node.ns().run(|| {
                 if passes {
-                    admin.delete(&deny)?
+                    admin.delete(&deny)?;
                 } else {
-                    drop(admin.create(&deny)?)
+                    drop(admin.create(&deny)?);
                 }
                 anyhow::Ok(Instant::now())
             })?;

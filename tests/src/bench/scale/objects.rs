@@ -18,7 +18,7 @@ pub(super) struct Size {
 }
 
 /// Metadata as the server completes it.
-fn meta(namespace: Option<&str>, name: &str, labels: Value) -> Value {
+fn meta(namespace: Option<&str>, name: &str, labels: &Value) -> Value {
     // Any number of the form will do, as long as no other object has it.
     let hash = name.bytes().chain(namespace.unwrap_or_default().bytes());
     let hash = hash.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
@@ -35,12 +35,12 @@ fn meta(namespace: Option<&str>, name: &str, labels: Value) -> Value {
 /// A namespace.
 pub(super) fn namespace(name: &str, team: usize) -> Value {
     let labels = json!({"kubernetes.io/metadata.name": name, "team": format!("team-{}", team % 10)});
-    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": meta(None, name, labels),
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": meta(None, name, &labels),
         "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}})
 }
 
 /// A running pod.
-pub(super) fn pod(namespace: &str, name: &str, labels: Value, node: &str, address: Ipv4Addr) -> Value {
+pub(super) fn pod(namespace: &str, name: &str, labels: &Value, node: &str, address: Ipv4Addr) -> Value {
     json!({"apiVersion": "v1", "kind": "Pod", "metadata": meta(Some(namespace), name, labels),
         // What a real pod carries along: an agent that keeps all of it is found out here.
         "spec": {"nodeName": node, "restartPolicy": "Always", "terminationGracePeriodSeconds": 30,
@@ -56,9 +56,9 @@ pub(super) fn pod(namespace: &str, name: &str, labels: Value, node: &str, addres
 }
 
 /// A policy.
-pub(super) fn policy(namespace: &str, name: &str, spec: Value) -> Value {
+pub(super) fn policy(namespace: &str, name: &str, spec: &Value) -> Value {
     json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-        "metadata": meta(Some(namespace), name, json!({})), "spec": spec})
+        "metadata": meta(Some(namespace), name, &json!({})), "spec": spec})
 }
 
 /// Name of a namespace.
@@ -72,7 +72,7 @@ pub(super) fn remote(size: Size, number: usize) -> Value {
     let labels = json!({"app": format!("app-{}", number / size.namespaces % 20), "release": "stable"});
     let address =
         Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 128, 0, 1)) + u32::try_from(number).unwrap_or(0));
-    pod(&namespace, &name, labels, &format!("node-{}", 2 + number % (size.nodes - 1)), address)
+    pod(&namespace, &name, &labels, &format!("node-{}", 2 + number % (size.nodes - 1)), address)
 }
 
 /// A policy by its number: in each namespace a default deny, and others of the forms that people write.
@@ -93,7 +93,7 @@ fn usual(size: Size, number: usize) -> Value {
         _ => json!({"podSelector": app(form), "policyTypes": ["Ingress"],
             "ingress": [{"from": [{"namespaceSelector": {}}], "ports": [{"port": "http"}]}]}),
     };
-    policy(&namespace, &format!("policy-{number:04}"), spec)
+    policy(&namespace, &format!("policy-{number:04}"), &spec)
 }
 
 /// Every object of the cluster, with the key under which the API server stores it.
@@ -104,7 +104,7 @@ pub(super) fn cluster(size: Size, local: &[(String, Ipv4Addr)]) -> Vec<(String, 
     objects.extend((1..=size.nodes).map(|n| {
         let name = format!("node-{n}");
         let node =
-            json!({"apiVersion": "v1", "kind": "Node", "metadata": meta(None, &name, json!({})), "spec": {}});
+            json!({"apiVersion": "v1", "kind": "Node", "metadata": meta(None, &name, &json!({})), "spec": {}});
         (format!("minions/{name}"), node)
     }));
     let stored = |kind: &str, object: Value| {
@@ -117,7 +117,7 @@ pub(super) fn cluster(size: Size, local: &[(String, Ipv4Addr)]) -> Vec<(String, 
     for (number, (name, address)) in local.iter().enumerate() {
         let labels = json!({"app": format!("app-{}", number % 20), "pod": name});
         let namespace = if number < 2 { LAB.to_owned() } else { space(number % size.namespaces) };
-        objects.push(stored("pods", pod(&namespace, name, labels, NODE, *address)));
+        objects.push(stored("pods", pod(&namespace, name, &labels, NODE, *address)));
     }
     objects
 }
