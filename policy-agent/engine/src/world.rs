@@ -1,12 +1,15 @@
 //! The state of the cluster as this node sees it, and the only way to change it.
 
+mod index;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use imbl::{OrdMap, OrdSet};
 
+use self::index::{Index, first_at};
 use crate::model::{Labels, NAMESPACE_NAME_LABEL, Namespace, Node, ObjectKey, Pod, Policy, Service};
 
 /// One change. Sources produce nothing else.
@@ -284,66 +287,6 @@ impl World {
     }
 }
 
-/// Who claims which address, and which pods are on which node.
-#[derive(Clone, Debug, Default)]
-struct Index {
-    /// Live pods that claim an address, the one that has it first; never empty.
-    pods: OrdMap<IpAddr, Arc<[Arc<Pod>]>>,
-    /// Addresses with more than one claimant.
-    conflicts: OrdSet<IpAddr>,
-    by_node: OrdSet<(Arc<str>, ObjectKey)>,
-    nodes: OrdSet<(IpAddr, Arc<str>)>,
-    services: OrdSet<(IpAddr, ObjectKey)>,
-}
-
-impl Index {
-    fn insert_pod(&mut self, pod: &Arc<Pod>) {
-        if let Some(node) = &pod.node {
-            self.by_node.insert((node.clone(), pod.key.clone()));
-        }
-        if !pod.is_subject() {
-            return;
-        }
-        for address in &pod.addresses {
-            self.change_claims(*address, |claims| {
-                // An object may list an address twice.
-                claims.retain(|other| other.key != pod.key);
-                claims.push(pod.clone());
-                claims.sort_by(|a, b| precedence(b).cmp(&precedence(a)));
-            });
-        }
-    }
-
-    fn remove_pod(&mut self, pod: &Pod) {
-        if let Some(node) = &pod.node {
-            self.by_node.remove(&(node.clone(), pod.key.clone()));
-        }
-        for address in &pod.addresses {
-            self.change_claims(*address, |claims| claims.retain(|other| other.key != pod.key));
-        }
-    }
-
-    fn change_claims(&mut self, address: IpAddr, change: impl FnOnce(&mut Vec<Arc<Pod>>)) {
-        let mut claims = self.pods.get(&address).map_or_else(Vec::new, |claims| claims.to_vec());
-        change(&mut claims);
-        if claims.len() > 1 {
-            self.conflicts.insert(address);
-        } else {
-            self.conflicts.remove(&address);
-        }
-        if claims.is_empty() {
-            self.pods.remove(&address);
-        } else {
-            self.pods.insert(address, claims.into());
-        }
-    }
-}
-
-/// The greatest has the address.
-fn precedence(pod: &Pod) -> (&str, bool, &str, &ObjectKey) {
-    (&pod.created, !pod.terminating, &pod.uid, &pod.key)
-}
-
 /// Stores a value; `None` if an equal one was there.
 fn put<K: Ord + Clone, V: PartialEq>(map: &mut OrdMap<K, Arc<V>>, key: K, value: V) -> Option<Arc<V>> {
     if map.get(&key).is_some_and(|old| **old == value) {
@@ -352,15 +295,6 @@ fn put<K: Ord + Clone, V: PartialEq>(map: &mut OrdMap<K, Arc<V>>, key: K, value:
     let value = Arc::new(value);
     map.insert(key, value.clone());
     Some(value)
-}
-
-/// The first owner of an address.
-fn first_at<T: Ord + Clone + Default>(index: &OrdSet<(IpAddr, T)>, address: IpAddr) -> Option<T> {
-    index
-        .range((address, T::default())..)
-        .next()
-        .filter(|(found, _)| *found == address)
-        .map(|(_, owner)| owner.clone())
 }
 
 #[cfg(test)]
