@@ -10,7 +10,11 @@ use anyhow::{Context, Result, ensure};
 use machine::Machine;
 use serde_json::{Value, json};
 use std::{
-    fs::{self, File},
+    fs,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::net::{SocketAddr, UnixListener},
+    },
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -70,7 +74,7 @@ impl Default for Shape {
 pub struct Cluster {
     nodes: Vec<Machine>,
     shape: Shape,
-    _lock: File,
+    _lock: UnixListener,
 }
 
 impl Cluster {
@@ -298,12 +302,10 @@ fn remove() -> Result<()> {
     }
 }
 
-/// One process at a time changes the cluster.
-fn lock() -> Result<File> {
-    let path = format!("{STATE}.lock");
-    let file = File::create(&path).with_context(|| format!("make {path}"))?;
-    file.try_lock().map_err(|_| anyhow::anyhow!("another process uses the cluster (it holds {path})"))?;
-    Ok(file)
+/// One process at a time changes the cluster. The name goes with the process, so nothing is left behind.
+fn lock() -> Result<UnixListener> {
+    let name = SocketAddr::from_abstract_name(format!("{PREFIX}lock")).context("name a lock")?;
+    UnixListener::bind_addr(&name).context("another process uses the cluster")
 }
 
 /// Waits for something that must come.
