@@ -23,7 +23,14 @@ use crate::{NEXT, SHOT};
 /// What leaves by a device that is not a pod's.
 #[inline(always)]
 pub(crate) fn node_exit(skb: Skb) -> i32 {
-    if judged(skb, Direction::Egress) { NEXT } else { SHOT }
+    if !judged(skb, Direction::Egress) {
+        return SHOT;
+    }
+    // Nodes that share a kernel are such namespaces: another node would take the tag for one of its own.
+    if skb.tc_index() != 0 && interface(skb.ifindex()).flags & interface_flags::LEADS_AWAY != 0 {
+        skb.set_tc_index(0);
+    }
+    NEXT
 }
 
 /// Judges what is still to be judged of the packet's way out of its pod; false = drop. `at`: at a device of the node

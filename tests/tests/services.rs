@@ -4,14 +4,14 @@
 
 use aya::programs::{
     SchedClassifier, TcAttachType,
-    tc::{NlOptions, TcAttachOptions, TcHandle},
+    tc::{self, NlOptions, TcAttachOptions, TcHandle},
 };
 use policy_agent::datapath::bpf::{self, instruction};
 use policy_tests::{
     agent::Agent,
     lab::Lab,
     nat::{Forward, Front, translate},
-    net::{Family, Topology},
+    net::{Family, Netns, Node, Topology},
     probe::{Link, Outcome, Probe, Want, ask_all, verdicts},
 };
 use std::{
@@ -328,16 +328,43 @@ fn a_lost_tag_opens_nothing() {
     }
 }
 
+#[test]
+fn a_tag_ends_with_the_node() {
+    for (topology, how) in topologies().into_iter().zip(["tcx", "clsact"]) {
+        let mut c = Cluster::new(topology, &["--attach", how]);
+        c.listen(PODS, &[8080]);
+        c.lab.act(POLICIES).unwrap();
+        c.service(3, 80, &["x/far-good"], 8080);
+        // Whatever is noted on a packet crosses a pair of interfaces: here it would be lost with it.
+        let code = [
+            instruction(0x61, 0x12, 44, 0), // r2 = tc_index
+            instruction(0xb7, 0, 0, 2),     // drop
+            instruction(0x55, 2, 1, 0),     // if r2 != 0
+            instruction(0xb7, 0, 0, 0),     // else pass
+            instruction(0x95, 0, 0, 0),
+        ];
+        attach(&c, c.lab.node().outside(), Node::POD_LINK, &code);
+        c.check("x/other", |f| c.lab.ip("x/far-good", f).unwrap(), "TCP/8080", Pass);
+        c.check("x/client", |f| cluster_ip(f, 3), "TCP/80", Pass);
+    }
+}
+
 /// Another program behind ours that answers "OK", by which clsact takes the tag.
 fn accept_everything(c: &Cluster, link: &str) {
     let code = [instruction(0xb7, 0, 0, 0), instruction(0x95, 0, 0, 0)];
-    let program = bpf::load_tc("stranger", &code).unwrap();
+    attach(c, c.lab.node().ns(), link, &code);
+}
+
+/// A program of somebody else on what comes in by a link.
+fn attach(c: &Cluster, ns: &Netns, link: &str, code: &[u64]) {
+    let program = bpf::load_tc("stranger", code).unwrap();
     let path = c.lab.pins().join("stranger");
     bpf::pin(program.as_fd(), &path).unwrap();
     let mut stranger = SchedClassifier::from_pin(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
     let options = NlOptions { priority: 9, handle: TcHandle::new(0, 9), classid: None };
-    c.lab.node().ns().run(|| {
+    ns.run(|| {
+        drop(tc::qdisc_add_clsact(link));
         let options = TcAttachOptions::Netlink(options);
         let id = stranger.attach_with_options(link, TcAttachType::Ingress, options).unwrap();
         std::mem::forget(stranger.take_link(id).unwrap());

@@ -96,6 +96,9 @@ impl Core {
         self.exits.retain(|index, _| wanted.contains_key(index));
         for (ifindex, device) in wanted {
             let mut flags = if device.ethernet { 0 } else { interface_flags::NO_ETHERNET };
+            if device.leads_away {
+                flags |= interface_flags::LEADS_AWAY;
+            }
             if pods.values().any(|controller| *controller == Some(ifindex)) {
                 flags |= interface_flags::BRIDGE;
             }

@@ -205,6 +205,9 @@ pub mod interface_flags {
     pub const BRIDGE: u8 = 1;
     /// Its packets begin with the IP header.
     pub const NO_ETHERNET: u8 = 2;
+    /// Its other end is in another network namespace of this kernel: what is noted on a packet would cross with it, and
+    /// mean something else there.
+    pub const LEADS_AWAY: u8 = 4;
 }
 
 /// Outcome stored in intervals, rule sets and flows: {action 4, flags 4, rule id 24}.

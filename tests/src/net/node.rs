@@ -123,6 +123,11 @@ impl Node {
         Ok(node)
     }
 
+    /// The namespace to which the node's uplink leads, under the name [`Node::POD_LINK`].
+    pub fn outside(&self) -> &Arc<Netns> {
+        &self.world
+    }
+
     /// The node's own namespace, where the agent runs.
     pub fn ns(&self) -> &Arc<Netns> {
         &self.ns
