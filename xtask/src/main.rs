@@ -66,7 +66,7 @@ const TASKS: &[Task] = &[
     Task {
         name: "bench",
         args: "micro|path|scale",
-        about: "costs of a packet: the programs alone, or a path beside other filters; the agent in a large cluster (root)",
+        about: "costs of a packet (programs alone, a path beside other filters) and of the agent (root)",
         run: bench::task,
     },
     Task {

@@ -73,6 +73,9 @@ fn tar_of(contents: &[Content]) -> Result<Vec<u8>> {
         header.set_entry_type(content.kind);
         header.set_mode(content.mode);
         header.set_size(content.bytes.len() as u64);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         builder
             .append_data(&mut header, &content.path, content.bytes.as_slice())
             .with_context(|| format!("cannot put {} into an archive", content.path))?;
