@@ -72,6 +72,11 @@ extern "C" fn leave(context: *mut __sk_buff, at: u32, sender: u32) -> u64 {
     }
     let Some(kernel) = Kernel::new(skb, slot as u16) else { return 0 };
     if untagged {
+        // It may have come before the hook that tags.
+        let home = interface(kernel.endpoint(endpoint_words::INTERFACE) as u32);
+        if home.kind != interface_kind::POD || home.flags & interface_flags::ATTACHING != 0 {
+            return 1;
+        }
         count(counter_untagged(if at_exit { Direction::Egress } else { Direction::Ingress }), skb.len());
     } else if !tagged::names(mark, kernel.endpoint(endpoint_words::IDENTITY)) {
         // Nobody is left to whom the drop could be told.

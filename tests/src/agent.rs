@@ -76,7 +76,7 @@ impl Agent {
             Some(path) => command.arg("--kubeconfig").arg(path),
             None => command.arg("--manifests").arg(self.manifests()),
         };
-        command.args(["--node-name", State::NODE, "--log", "info"]);
+        command.env("POLICY_AGENT_NODE_NAME", State::NODE).args(["--log", "info"]);
         command.arg("--socket").arg(self.socket());
         command.arg("--bpffs").arg(&self.bpffs);
         command.arg("--state-dir").arg(self.state_dir());

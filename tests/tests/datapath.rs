@@ -268,6 +268,46 @@ fn interfaces_that_share_a_place_are_told_apart() {
 }
 
 #[test]
+fn flow_maps_in_store_are_for_free_slots_only_and_are_empty() {
+    let place = Place::new();
+    let d = place.open().unwrap();
+    let x = &d.executor;
+    let held = |slot: u16| [MapId::Flows4, MapId::Flows6].map(|id| inner_id(x, id, slot));
+    x.create_endpoint(&endpoint(1, 33, &["10.0.0.9"])).unwrap();
+    let first = held(1);
+    let maker = x.spare_maker().unwrap();
+    maker.make(&[1, 2], false).unwrap();
+    maker.make(&[3], true).unwrap();
+    maker.make(&[2, 3], true).unwrap();
+    assert_eq!(x.spare_slots(), [2, 3].into());
+    assert_eq!(held(1), first, "an endpoint's flows are left alone");
+    let [two, three] = [held(2), held(3)];
+    assert!(two[0].is_some() && two[1].is_none() && three.iter().all(Option::is_some));
+    x.create_endpoint(&endpoint(2, 34, &["10.0.0.10", "2001:db8::10"])).unwrap();
+    x.create_endpoint(&endpoint(3, 35, &["10.0.0.11"])).unwrap();
+    assert_eq!((held(2)[0], held(3)), (two[0], three), "what was in store is used");
+    assert!(held(2)[1].is_some(), "and what was not is made");
+    assert!(x.spare_slots().is_empty());
+    maker.make(&[2, 3], true).unwrap();
+    assert_eq!(held(3), three);
+    x.remove_endpoints(&[2]).unwrap().run().unwrap();
+    assert_eq!(held(2), [None; 2]);
+    maker.make(&[2], false).unwrap();
+    assert_eq!(x.spare_slots(), [2].into());
+    // The next agent does not trust what it finds.
+    let next = place.open().unwrap();
+    assert!(next.executor.spare_slots().is_empty());
+    next.executor.spare_maker().unwrap().clear().unwrap();
+    assert_eq!((held(2), held(1), held(3)), ([None; 2], first, three));
+}
+
+/// Id of a slot's flow map.
+fn inner_id(x: &Executor, id: MapId, slot: u16) -> Option<u32> {
+    let value = x.map(id).get(&u32::from(slot).to_ne_bytes()).unwrap();
+    value.map(|id| u32::from_ne_bytes(id.try_into().unwrap()))
+}
+
+#[test]
 fn a_pick_up_window_ends_in_the_kernels_own_time() {
     let place = Place::new();
     let d = place.open().unwrap();

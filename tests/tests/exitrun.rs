@@ -2,6 +2,7 @@
 //! programs against the in-memory datapath. Needs nothing but a kernel, so it runs in VMs too.
 #![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
+use policy_agent::datapath::Executor;
 use policy_common::abi::{
     Direction::{self, Egress, Ingress},
     EndpointWord, HostWord, Interval, Outcome, ROW_CLOSED, ROW_OPEN, RuleSet, action, endpoint_config,
@@ -304,6 +305,31 @@ fn a_lost_tag_is_counted_and_closes() {
     let count = |d: Direction| node.twin.datapath.executor.untagged(d).unwrap().packets;
     assert_eq!((count(Egress), count(Ingress)), (untagged, untagged / 2));
     node.twin.compare_counters().unwrap();
+}
+
+#[test]
+fn what_came_before_the_hooks_has_not_lost_a_tag() {
+    let mut node = Node::new();
+    if !node.twin.ways {
+        println!("skipped: this kernel cannot be told where a test packet came in");
+        return;
+    }
+    node.rows(OTHER.0, ROW_OPEN, ROW_OPEN);
+    let mut counted = |word: fn(&Executor) -> policy_agent::datapath::Result<()>| {
+        word(&node.twin.datapath.executor).unwrap();
+        let before = node.twin.datapath.executor.untagged(Egress).unwrap().packets;
+        for (family, came) in [(0, OTHER.1), (0, BRIDGE), (1, OTHER.1), (1, BRIDGE)] {
+            let way = Way { ingress_ifindex: came, ..FORWARDED };
+            let packet = segment(OTHER_POD[family], GOOD[family], (1, 80), flags::ACK);
+            assert!(node.judge(At::Exit, way, &packet).passes);
+        }
+        node.twin.datapath.executor.untagged(Egress).unwrap().packets - before
+    };
+    assert_eq!(counted(|x| x.announce_interface(OTHER.1, OTHER.0)), 4, "its hooks are there already");
+    assert_eq!(counted(|x| x.clear_interface(OTHER.1)), 0, "no pod's");
+    assert_eq!(counted(|x| x.announce_interface(OTHER.1, OTHER.0)), 0, "its hooks are being attached");
+    assert_eq!(counted(|x| x.announce_interface(OTHER.1, OTHER.0)), 0, "by the next agent");
+    assert_eq!(counted(|x| x.set_interface(OTHER.1, OTHER.0)), 4);
 }
 
 #[test]

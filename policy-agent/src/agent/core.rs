@@ -24,6 +24,7 @@ use super::guard::Guards;
 use super::kernel::Kernel;
 use super::placement::{NetnsLinks, Place, netns_paths, place};
 use super::retry::Retry;
+use super::spares::Spares;
 use super::table::Table;
 use super::view::Tally;
 use crate::datapath;
@@ -39,6 +40,7 @@ pub(super) struct Core {
     pub(super) kernel: Arc<Kernel>,
     pub(super) history: Arc<Mutex<History>>,
     pub(super) background: Background,
+    pub(super) spares: Spares,
     pub(super) discovery: Discovery,
     pub(super) store: Store,
     /// Configuration bits of endpoints.
@@ -95,7 +97,7 @@ impl Core {
     /// # Errors
     /// The maps cannot be read.
     pub(super) fn new(parts: Parts, saved: Saved) -> datapath::Result<Self> {
-        let Parts { kernel, history, background, discovery, store, bits, guarding, node } = parts;
+        let Parts { kernel, history, background, spares, discovery, store, bits, guarding, node } = parts;
         let (live, dump, next) = {
             let executor = kernel.read();
             let next = executor.meta(policy_common::abi::meta_words::NEXT_ENDPOINT)?;
@@ -106,6 +108,7 @@ impl Core {
             kernel,
             history,
             background,
+            spares,
             discovery,
             store,
             bits,
@@ -181,6 +184,7 @@ impl Core {
             self.enforce();
         }
         self.hook_all(first || check_hooks || due);
+        self.stock();
         let exits = self.exits.values().all(|exit| exit.failure.is_none());
         if self.degraded.is_none() && exits && self.table.iter().all(|local| local.failure.is_none()) {
             self.retry.succeeded();
@@ -344,6 +348,8 @@ pub(super) struct Parts {
     pub history: Arc<Mutex<History>>,
     /// Where grace periods are waited for.
     pub background: Background,
+    /// Where flow maps are made before pods need them.
+    pub spares: Spares,
     /// Netlink of the node's network namespace.
     pub discovery: Discovery,
     /// State directory.

@@ -27,6 +27,7 @@ impl Core {
         } else {
             Vec::new()
         };
+        self.table.prefer(self.kernel.read().spare_slots());
         let changes = self.table.follow(&self.world, &self.places, &guarded);
         if changes != Changes::default() {
             self.stale = true;
@@ -104,8 +105,11 @@ impl Core {
             .collect();
         let kernel = self.kernel.clone();
         let results = at_once(&wanted, |(slot, ifindex)| {
+            kernel.read().announce_interface(*ifindex, *slot)?;
+            let attached = kernel.hooks.attach(*ifindex);
+            // Also when one hook failed: then a packet without a tag is judged where it goes.
             kernel.read().set_interface(*ifindex, *slot)?;
-            kernel.hooks.attach(*ifindex)
+            attached
         });
         for ((slot, ifindex), result) in wanted.iter().zip(results) {
             match result {

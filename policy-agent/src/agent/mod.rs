@@ -21,6 +21,7 @@ mod placement;
 mod retry;
 mod run;
 mod settings;
+mod spares;
 mod table;
 mod view;
 mod writer;

@@ -17,6 +17,7 @@ use super::handle::Handle;
 use super::kernel::Kernel;
 use super::origin::Origin;
 use super::settings;
+use super::spares::Spares;
 use super::view::Published;
 use super::writer::{Input, Inputs, Waiter, Writer};
 use crate::api::{Socket, serve};
@@ -80,10 +81,12 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
     let (grace, done) = (kernel.read().grace(), inputs.clone());
     let background =
         Background::start(grace, drained, move |p| done.send(Input::Passed(p)).is_ok()).map_err(failed)?;
+    let spares = Spares::start(kernel.read().spare_maker()?).map_err(failed)?;
     let parts = Parts {
         kernel: kernel.clone(),
         history,
         background,
+        spares,
         discovery: ground.discovery,
         store: ground.store,
         bits: settings::endpoint_bits(args),

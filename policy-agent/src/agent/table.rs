@@ -62,6 +62,8 @@ pub(super) struct Table {
     endpoints: BTreeMap<u16, Local>,
     /// Slots that packets may still be judged by.
     retiring: BTreeSet<u16>,
+    /// Slots that have their flow maps already.
+    spare: BTreeSet<u16>,
     next_id: u32,
 }
 
@@ -71,7 +73,7 @@ impl Table {
     pub(super) fn adopt(live: &[LiveEndpoint], next_id: u32) -> Self {
         let next_id = live.iter().map(|e| e.id.wrapping_add(1)).chain([next_id, 1]).max().unwrap_or(1);
         let endpoints = live.iter().map(|e| (e.slot, adopted(e))).collect();
-        Self { endpoints, retiring: BTreeSet::new(), next_id }
+        Self { endpoints, retiring: BTreeSet::new(), spare: BTreeSet::new(), next_id }
     }
 
     /// Endpoints by slot.
@@ -114,6 +116,11 @@ impl Table {
     /// Takes an endpoint out, for example because the kernel did not take it.
     pub(super) fn drop_slot(&mut self, slot: u16) -> Option<Local> {
         self.endpoints.remove(&slot)
+    }
+
+    /// Slots to be given first.
+    pub(super) fn prefer(&mut self, spare: BTreeSet<u16>) {
+        self.spare = spare;
     }
 
     /// Slots that may be used again.
@@ -207,9 +214,16 @@ impl Table {
         self.place(link, guard::addresses(link))
     }
 
-    fn place(&mut self, link: &HostLink, addresses: Vec<IpAddr>) -> Option<u16> {
+    /// Slots that an endpoint may get, in the order in which they are given.
+    pub(super) fn free(&self) -> impl Iterator<Item = u16> {
         let free = |slot: &u16| !self.endpoints.contains_key(slot) && !self.retiring.contains(slot);
-        let slot = (1..u16::try_from(limits::ENDPOINTS).unwrap_or(u16::MAX)).find(free)?;
+        let all = 1..u16::try_from(limits::ENDPOINTS).unwrap_or(u16::MAX);
+        let others = all.filter(|slot| !self.spare.contains(slot));
+        self.spare.iter().copied().chain(others).filter(free)
+    }
+
+    fn place(&mut self, link: &HostLink, addresses: Vec<IpAddr>) -> Option<u16> {
+        let slot = self.free().next()?;
         let id = self.next_id;
         self.next_id = self.next_id.checked_add(1)?;
         let local = Local {

@@ -166,7 +166,9 @@ impl View {
         let waiting = self.waiting.then(|| "a change waits until tables are free again".to_owned());
         let degraded = self.degraded.iter().cloned().chain(waiting);
         let exits = self.exits.iter().filter_map(Exit::missing);
-        degraded
+        let source = self.source.missing.iter().cloned();
+        source
+            .chain(degraded)
             .chain(refused)
             .chain(exits)
             .chain(self.endpoints.iter().filter_map(EndpointView::missing))

@@ -86,7 +86,9 @@ fn sources(sources: &[Source], screen: &mut Screen<'_>) -> io::Result<()> {
     writeln!(screen.out, "\nsources")?;
     for source in sources {
         // What is missing says why.
-        let state = if !source.missing.is_empty() {
+        let state = if !source.missing.is_empty() && source.synced {
+            screen.paint(Colour::Red, "synced, but")
+        } else if !source.missing.is_empty() {
             screen.paint(Colour::Yellow, "not all read yet")
         } else if !source.error.is_empty() {
             screen.paint(Colour::Red, &plain(&source.error))

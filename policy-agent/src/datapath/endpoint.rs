@@ -3,20 +3,20 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use policy_common::abi::{
-    ANY_SLOT, EndpointWord, InterfaceWord, LocalKey, ROW_CLOSED, TICK_SHIFT, address_words, endpoint_words,
-    interface_kind, limits, meta_words,
+    ANY_SLOT, EndpointWord, LocalKey, ROW_CLOSED, TICK_SHIFT, address_words, endpoint_words, limits,
+    meta_words,
 };
 
-use super::bpf;
 use super::error::{Error, Result};
 use super::executor::Executor;
 use super::grace::Grace;
 use super::map::{ANY, Map, bytes_of, from_bytes};
+use super::spare::{self, Slots, There};
 use super::spec::MapId;
 
 const CLOSED: EndpointWord = EndpointWord { epoch: 1, ingress_row: ROW_CLOSED, egress_row: ROW_CLOSED };
@@ -71,13 +71,14 @@ pub struct Retirement {
     locals_map: OwnedFd,
     ep: OwnedFd,
     grace: Arc<Grace>,
+    free: Slots,
 }
 
 impl Executor {
     /// Makes an endpoint: flow maps, addresses, then its words; closed in both directions until a plan opens it.
     /// Packets of its interface are judged once [`Executor::set_interface`] and the hooks are in place.
     ///
-    /// Takes some milliseconds, because the kernel waits for a grace period when a map enters an array of maps.
+    /// Takes some milliseconds, unless the slot is one of [`Executor::spare_slots`].
     ///
     /// # Errors
     /// The slot is in use, too many addresses, or the kernel's answer.
@@ -91,10 +92,21 @@ impl Executor {
         if before as u32 != 0 {
             return wrong(format!("in use by endpoint {}", before as u32));
         }
+        let there = self.slots.take(slot);
+        let done = self.write_endpoint(endpoint, there, before);
+        if done.is_err() {
+            self.slots.free(slot);
+        }
+        done
+    }
+
+    fn write_endpoint(&self, endpoint: &Endpoint, there: There, before: u64) -> Result<()> {
+        let slot = endpoint.slot;
         self.store_endpoint(slot, CLOSED)?;
         let (four, six) = main_addresses(&endpoint.addresses);
-        let families = [Some(MapId::Flows4), six.map(|_| MapId::Flows6)];
-        self.install_flows(slot, families.into_iter().flatten())?;
+        let missing4 = (!there.four).then_some(MapId::Flows4);
+        let missing6 = six.filter(|_| !there.six).map(|_| MapId::Flows6);
+        self.install_flows(slot, [missing4, missing6].into_iter().flatten())?;
         self.write_addresses(slot, &endpoint.addresses, four, six)?;
         self.ep.store(u32::from(slot), endpoint_words::KEEP, 0)?;
         self.ep.store(u32::from(slot), endpoint_words::INTERFACE, u64::from(endpoint.ifindex))?;
@@ -201,60 +213,6 @@ impl Executor {
         self.ep.store(u32::from(slot), endpoint_words::IDENTITY, rest | u64::from(config) << 32)
     }
 
-    /// Tells the programs which endpoint an interface belongs to: from here on its packets are judged.
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    pub fn set_interface(&self, ifindex: u32, slot: u16) -> Result<()> {
-        self.store_interface(InterfaceWord { ifindex, slot, kind: interface_kind::POD, flags: 0 })
-    }
-
-    /// Tells the programs that the interface is no pod's. `flags`: bits of [`policy_common::abi::interface_flags`].
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    pub fn set_exit(&self, ifindex: u32, flags: u8) -> Result<()> {
-        self.store_interface(InterfaceWord { ifindex, slot: 0, kind: interface_kind::EXIT, flags })
-    }
-
-    fn store_interface(&self, interface: InterfaceWord) -> Result<()> {
-        let (ifindex, word) = (interface.ifindex, interface.pack());
-        let place = ifindex % limits::INTERFACES;
-        let there = InterfaceWord::unpack(self.iface.load(place, 0)?);
-        if there.ifindex == 0 || there.ifindex == ifindex {
-            return self.iface.store(place, 0, word);
-        }
-        let map = &self.maps[MapId::IfaceX];
-        map.insert(bytes_of(&ifindex), bytes_of(&word), ANY).map_err(map.failed("insert into"))
-    }
-
-    /// Forgets an interface: its packets pass unjudged, where a hook is still in place.
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    pub fn clear_interface(&self, ifindex: u32) -> Result<()> {
-        let place = ifindex % limits::INTERFACES;
-        if InterfaceWord::unpack(self.iface.load(place, 0)?).ifindex == ifindex {
-            self.iface.store(place, 0, 0)?;
-        }
-        gone(&self.maps[MapId::IfaceX], bytes_of(&ifindex))
-    }
-
-    /// Slot of an interface, if its packets are judged.
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    pub fn interface(&self, ifindex: u32) -> Result<Option<u16>> {
-        let word = InterfaceWord::unpack(self.iface.load(ifindex % limits::INTERFACES, 0)?);
-        let slot = |word: InterfaceWord| (word.kind == interface_kind::POD).then_some(word.slot);
-        if word.ifindex == ifindex {
-            return Ok(slot(word));
-        }
-        let map = &self.maps[MapId::IfaceX];
-        let extra = map.get(bytes_of(&ifindex)).map_err(map.failed("read"))?;
-        Ok(extra.and_then(|v| from_bytes(&v)).and_then(|word| slot(InterfaceWord::unpack(word))))
-    }
-
     /// The first half of an endpoint's removal, once its hooks are gone: closed, and its interface forgotten.
     ///
     /// # Errors
@@ -281,6 +239,7 @@ impl Executor {
             locals_map: self.maps[MapId::Locals].try_clone_fd()?,
             ep: self.maps[MapId::Ep].try_clone_fd()?,
             grace: self.grace.clone(),
+            free: self.slots.clone(),
         })
     }
 
@@ -313,22 +272,9 @@ impl Executor {
         Ok(found)
     }
 
-    /// Flow maps of the slot, empty. They enter their arrays at the same time: each waits for a grace period.
+    /// Flow maps of the slot, empty.
     fn install_flows(&self, slot: u16, families: impl Iterator<Item = MapId>) -> Result<()> {
-        let install = |id: MapId| {
-            let (map, Some(inner)) = (&self.maps[id], id.inner()) else { return Ok(()) };
-            let failed = |source| Error::Map { action: "create", map: inner.name, source };
-            let flows = bpf::create_map(&inner, self.flow_entries, None).map_err(failed)?;
-            let fd = flows.as_raw_fd() as u32;
-            map.insert(bytes_of(&u32::from(slot)), bytes_of(&fd), ANY).map_err(map.failed("insert into"))
-        };
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = families.map(|id| scope.spawn(move || install(id))).collect();
-            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            threads.into_iter().try_for_each(join)
-        })
+        spare::install(slot, self.flow_entries, families.map(|id| (&self.maps[id], id)))
     }
 
     fn main_words(&self, slot: u16) -> Result<(Ipv4Addr, Ipv6Addr)> {
@@ -378,6 +324,7 @@ impl Retirement {
         for slot in &self.slots {
             let generation = words.load(u32::from(*slot), endpoint_words::IDENTITY)? >> 48;
             words.store(u32::from(*slot), endpoint_words::IDENTITY, generation << 48)?;
+            self.free.free(*slot);
         }
         Ok(self.slots)
     }
@@ -406,7 +353,7 @@ fn free_index(taken: &[(LocalKey, u32)], family: u32) -> Option<u32> {
 }
 
 /// Removes an element; that it is gone already is fine.
-fn gone(map: &Map, key: &[u8]) -> Result<()> {
+pub(super) fn gone(map: &Map, key: &[u8]) -> Result<()> {
     match map.remove(key) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(map.failed("remove from")),

@@ -18,6 +18,7 @@ use super::grace::Grace;
 use super::load::Maps;
 use super::map::{Map, NO_EXIST, Words, bytes_of, from_bytes};
 use super::pins::Pins;
+use super::spare::Slots;
 use super::spec::{FORMAT, MapId};
 
 /// The maps of the kernel, open and memory-mapped.
@@ -37,6 +38,7 @@ pub struct Executor {
     tick: OwnedFd,
     pub(super) flow_entries: u32,
     pub(super) grace: Arc<Grace>,
+    pub(super) slots: Slots,
 }
 
 impl Executor {
@@ -58,6 +60,7 @@ impl Executor {
             pins,
             tick,
             grace: Arc::default(),
+            slots: Slots::default(),
         };
         executor.set_meta(meta_words::FORMAT, FORMAT)?;
         executor.set_meta(meta_words::HZ, jiffies_per_second())?;

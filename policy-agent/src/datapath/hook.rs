@@ -15,8 +15,9 @@ pub enum Hook {
     Exit,
 }
 
-/// Hooks of a pod's interface. From the pod first: what a pod sends is what it could do harm with.
-pub(super) const POD: &[Hook] = &[Hook::Out, Hook::In];
+/// Hooks of a pod's interface. The first one judges while the second still waits for the kernel, some milliseconds: others
+/// can send to a new pod before any process in it can.
+pub(super) const POD: &[Hook] = &[Hook::In, Hook::Out];
 /// Hooks of every other device.
 pub(super) const EXIT: &[Hook] = &[Hook::Exit];
 

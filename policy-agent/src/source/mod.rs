@@ -41,7 +41,7 @@ pub struct Told {
 pub struct SourceState {
     /// Everything that it has was told once.
     pub synced: bool,
-    /// What is missing for that, one sentence an entry.
+    /// What is missing for that, or went missing since; one sentence an entry.
     pub missing: Vec<String>,
     /// Why it does not deliver; empty = it does.
     pub error: String,

@@ -208,6 +208,8 @@ pub mod interface_flags {
     /// Its other end is in another network namespace of this kernel: what is noted on a packet would cross with it, and
     /// mean something else there.
     pub const LEADS_AWAY: u8 = 4;
+    /// A pod's, whose hooks are not both in place yet: what comes from it without a tag has not lost one.
+    pub const ATTACHING: u8 = 8;
 }
 
 /// Outcome stored in intervals, rule sets and flows: {action 4, flags 4, rule id 24}.

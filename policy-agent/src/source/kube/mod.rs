@@ -75,11 +75,19 @@ impl KubeSource {
 
 /// Everything that has arrived is told at once: it becomes one plan.
 async fn tell_all(mut store: Store, mut messages: Receiver<Message>, tell: impl Fn(Told) -> bool) {
+    let mut unknown = None;
     loop {
         if let Some(told) = store.told()
             && !tell(told)
         {
             return;
+        }
+        if unknown != store.unknown_node() {
+            unknown = store.unknown_node();
+            match &unknown {
+                Some(why) => tracing::error!("{why}"),
+                None => tracing::info!("the Node of this agent is there"),
+            }
         }
         let Some(message) = messages.recv().await else { return };
         store.take(message);

@@ -60,6 +60,8 @@ pub(super) struct Store {
     problems_changed: bool,
     points: Vec<Open>,
     answered: u64,
+    /// Everything was told once.
+    synced: bool,
     /// What was told last, to tell only news.
     last: Option<(SourceState, u64)>,
 }
@@ -97,6 +99,7 @@ impl Store {
             problems_changed: false,
             points: Vec::new(),
             answered: 0,
+            synced: false,
             last: None,
         }
     }
@@ -118,6 +121,7 @@ impl Store {
         if !news && !changed {
             return None;
         }
+        self.synced = state.synced;
         self.last = Some((state.clone(), self.answered));
         let update = if state.synced { self.update() } else { Update::default() };
         Some(Told { update, answered: self.answered, state })
@@ -126,16 +130,13 @@ impl Store {
     fn update(&mut self) -> Update {
         self.problems_changed = false;
         let mut problems: Vec<Located> = self.problems.values().flatten().cloned().collect();
-        if self.kinds.get(&Kind::Node).is_some_and(|table| !table.held.contains_key(&self.node)) {
-            problems.push(unknown_node(&self.node));
-        }
         problems.sort();
         Update { deltas: mem::take(&mut self.deltas), problems }
     }
 
     fn state(&self) -> SourceState {
         let waiting = self.kinds.iter().filter(|(_, table)| !table.ready);
-        let missing: Vec<String> = waiting
+        let mut missing: Vec<String> = waiting
             .map(|(kind, table)| match &table.fault {
                 Some(fault) => format!("{kind} are not known yet: {fault}"),
                 None => format!("{kind} are not known yet"),
@@ -143,7 +144,32 @@ impl Store {
             .collect();
         let fault = self.kinds.iter().find_map(|(kind, table)| Some((kind, table.fault.as_ref()?)));
         let error = fault.map(|(kind, fault)| format!("{kind}: {fault}")).unwrap_or_default();
-        SourceState { synced: missing.is_empty(), missing, error }
+        missing.extend(self.unknown_node().filter(|_| missing.is_empty()));
+        // An agent of another node's name must not undo what this node enforces.
+        SourceState { synced: self.synced || missing.is_empty(), missing, error }
+    }
+
+    /// Why nothing can be on this node, as the API server sees it.
+    pub(super) fn unknown_node(&self) -> Option<String> {
+        const NAMED: usize = 5;
+        let nodes = self.kinds.get(&Kind::Node).filter(|table| table.ready)?;
+        if nodes.held.contains_key(&self.node) {
+            return None;
+        }
+        let mut names: Vec<&str> = nodes.held.keys().map(|key| &*key.name).collect();
+        names.sort_unstable();
+        let more = names.len().saturating_sub(NAMED);
+        names.truncate(NAMED);
+        let there = match (names.is_empty(), more) {
+            (true, _) => "the cluster has no Node".to_owned(),
+            (false, 0) => format!("the Nodes are {}", names.join(", ")),
+            (false, _) => format!("there are {} and {more} more", names.join(", ")),
+        };
+        let name = &self.node.name;
+        Some(format!(
+            "there is no Node {name:?}, so no pod can be on this node ({there}); \
+             hint: --node-name must be the spec.nodeName of this node's pods"
+        ))
     }
 
     /// Points that were reached count as answered.
@@ -211,7 +237,6 @@ impl Store {
     fn put(&mut self, kind: Kind, reading: Reading) {
         let Reading { key, held, delta, problems } = reading;
         let Some(table) = self.kinds.get_mut(&kind) else { return };
-        self.problems_changed |= kind == Kind::Node && key == self.node && !table.held.contains_key(&key);
         table.held.insert(key.clone(), held);
         self.deltas.extend(delta);
         self.note(kind, key, problems);
@@ -220,7 +245,6 @@ impl Store {
     fn remove(&mut self, kind: Kind, key: &ObjectKey) {
         let Some(table) = self.kinds.get_mut(&kind) else { return };
         let Some(held) = table.held.remove(key) else { return };
-        self.problems_changed |= kind == Kind::Node && *key == self.node;
         self.deltas.extend(kind.gone(key, &held.uid));
         self.note(kind, key.clone(), Vec::new());
     }
@@ -266,19 +290,6 @@ impl Table {
             }
             _ => Some(Reading::of(object, content, interner)),
         }
-    }
-}
-
-fn unknown_node(node: &ObjectKey) -> Located {
-    Located {
-        location: String::new(),
-        object: format!("Node {}", node.name),
-        field: String::new(),
-        message: "there is no Node of this name, so no pod is on it and nothing is enforced here: \
-                  give the right --node-name"
-            .to_owned(),
-        broken: true,
-        version: 0,
     }
 }
 

@@ -42,7 +42,9 @@ impl Cluster {
         for kind in NEEDED {
             cluster.list(kind, &[]);
         }
+        assert!(!cluster.state.synced);
         cluster.put(Kind::Node, &json!({"metadata": {"name": "n1", "uid": "n1"}}));
+        assert!(cluster.state.synced);
         cluster.changes.clear();
         cluster
     }
@@ -133,6 +135,7 @@ fn nothing_is_told_before_every_kind_is_complete() {
         cluster.list(*kind, &[]);
         assert!(!cluster.state.synced);
     }
+    cluster.put(Kind::Node, &json!({"metadata": {"name": "n1", "uid": "n1"}}));
     cluster.event(Kind::Pod, Event::Begin);
     let object = cluster.object(Kind::Pod, &pod("a", "u1", "10.0.0.1"));
     cluster.event(Kind::Pod, Event::Listed(object));
@@ -299,13 +302,29 @@ fn a_bad_part_of_a_policy_matches_nothing_and_is_told_until_it_is_mended() {
 }
 
 #[test]
-fn a_node_that_does_not_exist_is_told() {
-    let mut cluster = Cluster::empty();
-    assert_eq!(cluster.problems, []);
-    cluster.delete(Kind::Node, &json!({"metadata": {"name": "n1", "uid": "n1"}}));
-    assert!(cluster.problems[0].message.contains("--node-name"), "{:?}", cluster.problems);
-    cluster.put(Kind::Node, &json!({"metadata": {"name": "n1", "uid": "n2"}}));
-    assert_eq!(cluster.problems, []);
+fn nothing_is_told_to_an_agent_whose_node_does_not_exist() {
+    let mut cluster = Cluster::new();
+    let node = |name: &str| json!({"metadata": {"name": name, "uid": name}});
+    for kind in NEEDED {
+        assert!(!cluster.state.missing.iter().any(|m| m.contains("--node-name")), "{:?}", cluster.state);
+        cluster.list(kind, &[]);
+    }
+    assert!(!cluster.state.synced, "the agent must not take its node for one without pods");
+    assert!(cluster.state.missing[0].contains("the cluster has no Node"), "{:?}", cluster.state);
+    for n in 2..9 {
+        cluster.put(Kind::Node, &node(&format!("n{n}")));
+    }
+    let told = &cluster.state.missing[0];
+    assert!(told.contains("no Node \"n1\"") && told.contains("n2, n3, n4, n5, n6 and 2 more"), "{told}");
+    assert!(told.contains("hint: --node-name") && cluster.changes.is_empty(), "{told}");
+    cluster.put(Kind::Node, &node("n1"));
+    assert!(cluster.state.synced && cluster.state.missing.is_empty());
+    assert_eq!(cluster.changes.len(), 8, "all that was held back");
+    cluster.delete(Kind::Node, &node("n1"));
+    assert!(cluster.state.synced, "what is enforced is followed on");
+    assert!(cluster.state.missing[0].contains("--node-name"), "{:?}", cluster.state);
+    cluster.put(Kind::Node, &node("n1"));
+    assert_eq!(cluster.state.missing, [""; 0]);
 }
 
 #[test]
