@@ -22,6 +22,15 @@ const LOOPBACK: u32 = 1;
 /// An interface that is not the hook's: the packet came in there, so no process of the node made it.
 const OTHER_INTERFACE: u32 = 2;
 
+/// Whom a packet comes from, on its way to a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// A process of the node.
+    Node,
+    /// Anybody else; a kernel that cannot be told takes it for the node.
+    Elsewhere,
+}
+
 /// Maps under pins of their own, and both programs; they go on drop.
 pub struct TestRun {
     /// The maps.
@@ -57,12 +66,17 @@ impl TestRun {
 
     /// Makes an endpoint with these addresses.
     pub fn add_endpoint(&self, slot: u16, id: u32, addresses: &[IpAddr]) -> Result<()> {
+        self.add_endpoint_as(slot, id, addresses, 0)
+    }
+
+    /// Makes an endpoint with these addresses and configuration bits.
+    pub fn add_endpoint_as(&self, slot: u16, id: u32, addresses: &[IpAddr], config: u16) -> Result<()> {
         Ok(self.datapath.executor.create_endpoint(&Endpoint {
             slot,
             id,
             ifindex: LOOPBACK,
             addresses: addresses.to_vec(),
-            config: 0,
+            config,
             pickup: Duration::ZERO,
         })?)
     }
@@ -74,13 +88,18 @@ impl TestRun {
 
     /// Whether the frame passes the endpoint's hook.
     pub fn passes(&self, slot: u16, direction: Direction, frame: &[u8]) -> Result<bool> {
+        self.passes_from(slot, direction, From::Elsewhere, frame)
+    }
+
+    /// Whether the frame passes the endpoint's hook when it comes from there.
+    pub fn passes_from(&self, slot: u16, direction: Direction, from: From, frame: &[u8]) -> Result<bool> {
         self.datapath.executor.set_interface(LOOPBACK, slot)?;
         let name = if direction == Direction::Ingress { IN_PROGRAM } else { OUT_PROGRAM };
         let program = self.programs.program(name).context("no such program")?;
         let program: &SchedClassifier = program.try_into()?;
         // The first fields of struct __sk_buff; the kernel takes the rest as zeroes.
         let mut context = [0u32; 11];
-        context[9] = if self.tells_interface { OTHER_INTERFACE } else { 0 };
+        context[9] = if self.tells_interface && from == From::Elsewhere { OTHER_INTERFACE } else { 0 };
         context[10] = LOOPBACK;
         match run(program.fd()?.as_fd(), frame, &context).with_context(|| format!("run {name}"))? {
             u32::MAX => Ok(true),

@@ -190,6 +190,26 @@ fn the_exit_judges_the_real_destination() {
     node.twin.compare_counters().unwrap();
 }
 
+/// Where flows are kept when a policy tightens, what goes to a Service is not: only the exit knows what it goes to.
+#[test]
+fn kept_flows_are_judged_behind_services_all_the_same() {
+    let mut node = Node::new();
+    node.twin.configure(endpoint_config::ANTI_SPOOF | endpoint_config::KEEP).unwrap();
+    for family in 0..2 {
+        let out = |to: &str, bits| segment(POD[family], to, (1000, 80), bits);
+        node.rows(SLOT, ROW_CLOSED, SOME);
+        assert!(node.judge(OUT, FORWARDED, &out(FRONTEND[family], flags::SYN)).passes);
+        assert!(node.judge(OUT, FORWARDED, &out(GOOD[family], flags::SYN)).passes);
+        assert!(node.judge(At::Exit, deferred(SLOT), &out(GOOD[family], flags::ACK)).passes);
+        node.rows(SLOT, ROW_CLOSED, ROW_CLOSED);
+        assert!(node.judge(OUT, FORWARDED, &out(GOOD[family], flags::ACK)).passes, "kept");
+        let kept = node.judge(OUT, FORWARDED, &out(FRONTEND[family], flags::ACK));
+        assert_eq!((kept.passes, kept.tag), (true, tag::new(SLOT, 1) | tag::DEFERRED));
+        assert_eq!(node.reason(At::Exit, deferred(SLOT), &out(GOOD[family], flags::ACK)), DENIED);
+    }
+    node.twin.compare_counters().unwrap();
+}
+
 #[test]
 fn errors_and_fragments_are_judged_at_the_exit() {
     let mut node = Node::new();

@@ -9,6 +9,7 @@ mod demo;
 mod fail;
 mod image;
 mod lint;
+mod scenarios;
 mod setup;
 mod tally;
 mod test;
@@ -62,6 +63,12 @@ const TASKS: &[Task] = &[
         args: "[--kernel K]... [--jobs N] [--fetch] [-- TEST-ARGS]",
         about: "the kernel suites on 5.10, 6.1, 6.12, 6.18 and sid, each in an emulated machine (root)",
         run: vm::task,
+    },
+    Task {
+        name: "scenarios",
+        args: "[--only RE] [--backend B]... [--file F]... [--output table|json]",
+        about: "truth tables on evaluator, tables, testrun, wire, wire-bridge; all that this user may run",
+        run: scenarios::task,
     },
     Task {
         name: "bench",

@@ -1,13 +1,17 @@
-//! Back ends run scenarios: the reference evaluator, the datapath in memory, real packets.
+//! Back ends run scenarios: the reference evaluator, the datapath in memory, the kernel's programs, real packets.
 
 mod evaluator;
 mod exchange;
+mod kernel;
+mod kind;
 mod memory;
 mod objects;
 mod run;
 mod wire;
 
 pub use evaluator::Evaluator;
+pub use kernel::Kernel;
+pub use kind::{Kind, run_all};
 pub use memory::Memory;
 pub use objects::{Change, Id, Objects};
 pub use run::{Backend, Places, Seen, run};

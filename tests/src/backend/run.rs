@@ -30,6 +30,11 @@ pub trait Backend {
         Ok(())
     }
 
+    /// The end of its log, where it has one, for messages.
+    fn log(&self) -> Option<String> {
+        None
+    }
+
     /// Whether it must be shown first that without any policy every pair passes, so that a denial means something.
     fn needs_open_baseline(&self) -> bool {
         false

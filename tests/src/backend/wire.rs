@@ -64,11 +64,6 @@ impl Wire {
         })
     }
 
-    /// The end of the agent's log, for messages.
-    pub fn log(&self) -> String {
-        self.agent.log()
-    }
-
     /// The agent, for suites that do more to it than scenarios can.
     pub fn agent_process(&mut self) -> &mut Agent {
         &mut self.agent
@@ -228,6 +223,10 @@ impl Backend for Wire {
             self.node.remove(&host)?;
         }
         Ok(())
+    }
+
+    fn log(&self) -> Option<String> {
+        Some(self.agent.log())
     }
 
     fn needs_open_baseline(&self) -> bool {

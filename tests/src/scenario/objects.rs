@@ -19,7 +19,12 @@ fn namespace(name: &str, spec: &NamespaceSpec) -> Value {
     if !spec.no_default_label {
         labels.insert("kubernetes.io/metadata.name".to_owned(), name.to_owned());
     }
-    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    let mut metadata = json!({"name": name, "labels": labels});
+    let mut phase = "Active";
+    if spec.terminating {
+        (metadata["deletionTimestamp"], phase) = ("2024-01-01T01:00:00Z".into(), "Terminating");
+    }
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata, "status": {"phase": phase}})
 }
 
 fn node(name: &str, spec: &NodeState) -> Value {
@@ -39,6 +44,9 @@ fn pod(full_name: &str, pod: &Pod) -> Value {
         "uid": format!("00000000-0000-4000-8000-{serial:012}"),
         "creationTimestamp": format!("2024-01-01T00:{:02}:{:02}Z", serial / 60, serial % 60),
     });
+    if !pod.spec.annotations.is_empty() {
+        metadata["annotations"] = json!(pod.spec.annotations);
+    }
     if pod.spec.terminating {
         metadata["deletionTimestamp"] = "2024-01-01T01:00:00Z".into();
     }

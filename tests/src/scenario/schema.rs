@@ -158,6 +158,9 @@ pub struct NamespaceSpec {
     /// Leaves out the label that the API server would add.
     #[serde(default, rename = "noDefaultLabel")]
     pub no_default_label: bool,
+    /// Is being deleted; what is in it goes on.
+    #[serde(default)]
+    pub terminating: bool,
 }
 
 /// A pod.
@@ -167,6 +170,9 @@ pub struct PodSpec {
     /// Labels.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
     /// Node; the one under test if absent.
     #[serde(default)]
     pub node: Option<String>,

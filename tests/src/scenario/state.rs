@@ -215,8 +215,10 @@ impl State {
         ensure!(id.0 != "Pod", "apply: pods are changed by the action pod");
         if id.0 == "Namespace" {
             // It would be a second object of the same name: the scenario's own is changed instead.
-            let labels = serde_json::from_value(object["metadata"]["labels"].take()).unwrap_or_default();
-            self.namespaces.entry(id.2).or_default().labels = labels;
+            let namespace = self.namespaces.entry(id.2).or_default();
+            namespace.terminating = object["metadata"].get("deletionTimestamp").is_some();
+            namespace.labels =
+                serde_json::from_value(object["metadata"]["labels"].take()).unwrap_or_default();
             return Ok(());
         }
         if !id.1.is_empty() {

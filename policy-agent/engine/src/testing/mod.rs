@@ -5,4 +5,6 @@ pub mod node;
 mod properties;
 pub mod rng;
 pub mod samples;
+#[cfg(test)]
+mod scale;
 pub mod worlds;

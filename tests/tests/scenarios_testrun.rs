@@ -1,0 +1,18 @@
+//! Every scenario on the kernel's own maps and programs, without interfaces: packets by `BPF_PROG_TEST_RUN`.
+
+use policy_tests::{
+    backend::{Kind, run_all},
+    scenario::{self, Case},
+};
+
+#[test]
+fn the_kernel_programs_agree_with_every_truth_table() {
+    let cases = scenario::all().expect("scenario files read").into_iter().map(|(_, case)| case);
+    let cases: Vec<Case> = cases.filter(|case| case.kind != scenario::Kind::Admission).collect();
+    assert!(cases.len() >= 150, "only {} scenarios were found", cases.len());
+    let found = run_all(Kind::TestRun, &cases, 2, &|_, _| {});
+    let failed = cases.iter().zip(&found).filter(|(_, found)| !found.is_empty());
+    let failures: Vec<String> =
+        failed.map(|(case, found)| format!("{}\n  {}", case.id, found.join("\n  "))).collect();
+    assert!(failures.is_empty(), "{} of {} fail:\n{}", failures.len(), cases.len(), failures.join("\n\n"));
+}
