@@ -11,6 +11,7 @@ pub mod net;
 pub mod pins;
 pub mod pkt;
 pub mod probe;
+pub mod programs;
 pub mod report;
 pub mod scenario;
 pub mod test_run;

@@ -2,11 +2,8 @@
 
 use crate::{net::Netns, pins::PinDir};
 use anyhow::{Context, Result, bail};
-use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
 use aya_obj::generated::{bpf_attr, bpf_cmd};
-use policy_agent::datapath::{
-    Config, Datapath, Endpoint, IN_PROGRAM, OBJECT, OUT_PROGRAM, load, spec::MapId,
-};
+use policy_agent::datapath::{Config, Datapath, Endpoint, Hook, OBJECT, load};
 use policy_common::abi::Direction;
 use std::{
     io,
@@ -31,11 +28,10 @@ pub enum From {
     Elsewhere,
 }
 
-/// Maps under pins of their own, and both programs; they go on drop.
+/// Maps under pins of their own, and the programs; they go on drop.
 pub struct TestRun {
     /// The maps.
     pub datapath: Datapath,
-    programs: Ebpf,
     // Before 5.15 the kernel refuses to be told where a packet came in.
     tells_interface: bool,
     _pins: PinDir,
@@ -47,21 +43,9 @@ impl TestRun {
         let ns = Arc::new(Netns::of_this_thread()?);
         let pins = PinDir::new(&ns)?;
         let datapath = load(&Config::new(pins.path()), OBJECT).context("load the datapath")?;
-        let paths: Vec<_> =
-            MapId::ALL.iter().map(|id| (id.spec().name, datapath.executor.pins().map(*id))).collect();
-        let mut loader = EbpfLoader::new();
-        for (name, path) in &paths {
-            loader.map_pin_path(name, path.as_path());
-        }
-        let mut programs = loader.load(OBJECT).context("load the object")?;
-        for name in [IN_PROGRAM, OUT_PROGRAM] {
-            let program: &mut SchedClassifier =
-                programs.program_mut(name).context("no such program")?.try_into()?;
-            program.load().with_context(|| format!("load program '{name}'"))?;
-        }
         let version = aya::util::KernelVersion::current().context("which kernel is this")?;
         let tells_interface = version >= aya::util::KernelVersion::new(5, 15, 0);
-        Ok(Self { datapath, programs, tells_interface, _pins: pins })
+        Ok(Self { datapath, tells_interface, _pins: pins })
     }
 
     /// Makes an endpoint with these addresses.
@@ -94,17 +78,16 @@ impl TestRun {
     /// Whether the frame passes the endpoint's hook when it comes from there.
     pub fn passes_from(&self, slot: u16, direction: Direction, from: From, frame: &[u8]) -> Result<bool> {
         self.datapath.executor.set_interface(LOOPBACK, slot)?;
-        let name = if direction == Direction::Ingress { IN_PROGRAM } else { OUT_PROGRAM };
-        let program = self.programs.program(name).context("no such program")?;
-        let program: &SchedClassifier = program.try_into()?;
+        let hook = if direction == Direction::Ingress { Hook::In } else { Hook::Out };
+        let program = self.datapath.hooks.program(hook)?;
         // The first fields of struct __sk_buff; the kernel takes the rest as zeroes.
         let mut context = [0u32; 11];
         context[9] = if self.tells_interface && from == From::Elsewhere { OTHER_INTERFACE } else { 0 };
         context[10] = LOOPBACK;
-        match run(program.fd()?.as_fd(), frame, &context).with_context(|| format!("run {name}"))? {
+        match run(program.as_fd(), frame, &context).with_context(|| format!("run {hook:?}"))? {
             u32::MAX => Ok(true),
             2 => Ok(false),
-            other => bail!("{name} returned {other}"),
+            other => bail!("{hook:?} returned {other}"),
         }
     }
 }

@@ -4,9 +4,8 @@
 //! `BPF_PROG_TEST_RUN` shows the programs less than a network does: the socket of a test packet is always there, its
 //! tag is always 0 (`retag` sets it), and before Linux 6.1 its ingress interface is always 0.
 
-use crate::{net::Netns, pins::PinDir, test_run};
+use crate::{net::Netns, pins::PinDir, programs::Programs, test_run};
 use anyhow::{Context, Result, bail, ensure};
-use aya::{Ebpf, EbpfLoader, maps::ProgramArray, programs::SchedClassifier};
 use policy_agent::datapath::{Config, Datapath, Endpoint, OBJECT, load, spec::MapId};
 use policy_common::{
     abi::{Direction, endpoint_words, interface_flags},
@@ -21,7 +20,7 @@ use policy_engine::{
     },
     plan::{Op, Plan},
 };
-use std::{collections::BTreeMap, net::IpAddr, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 /// Device of test packets: the namespace's `lo`.
 const LOOPBACK: u32 = 1;
@@ -51,7 +50,7 @@ pub struct Twin {
     pub memory: MemDatapath,
     /// Whether a test packet's ingress interface can be chosen (Linux 6.1).
     pub ways: bool,
-    programs: Ebpf,
+    programs: Programs,
     addresses: Vec<(u16, u32, Vec<IpAddr>)>,
     counts: BTreeMap<(Reason, u8), u64>,
     events: u64,
@@ -65,7 +64,7 @@ impl Twin {
         let ns = Arc::new(Netns::new()?);
         let pins = PinDir::new(&ns)?;
         let datapath = ns.run(|| load(&Config::new(pins.path()), OBJECT)).context("load the datapath")?;
-        let programs = load_all(&datapath)?;
+        let programs = Programs::new(&datapath)?;
         let memory = MemDatapath::new(MemTables::new(Limits::default()));
         let mut twin = Self {
             datapath,
@@ -240,39 +239,13 @@ impl Twin {
     }
 
     fn test_run_marked(&self, name: &str, frame: &[u8], way: &Way, mark: u32) -> Result<u32> {
-        let program: &SchedClassifier =
-            self.programs.program(name).with_context(|| format!("the object has no '{name}'"))?.try_into()?;
-        let fd = program.fd()?;
         let mut context = [0; 11];
         // The kernel looks for the device in this thread's namespace; `lo` has the same index everywhere.
         (context[2], context[9], context[10]) = (mark, way.ingress_ifindex, LOOPBACK);
-        Ok(test_run::run(fd.as_fd(), frame, &context)?)
+        Ok(test_run::run(self.programs.get(name)?, frame, &context)?)
     }
 }
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// Every program of the object on the pinned maps, and those of the hook where `retag` finds them.
-fn load_all(datapath: &Datapath) -> Result<Ebpf> {
-    let pins = datapath.executor.pins();
-    let paths: Vec<_> = MapId::ALL.iter().map(|id| (id.spec().name, pins.map(*id))).collect();
-    let mut loader = EbpfLoader::new();
-    for (name, path) in &paths {
-        loader.map_pin_path(name, path.as_path());
-    }
-    let mut programs = loader.load(OBJECT).context("load the object")?;
-    for (name, program) in programs.programs_mut() {
-        let program: &mut SchedClassifier = program.try_into()?;
-        program.load().with_context(|| format!("load program '{name}'"))?;
-    }
-    let mut table = ProgramArray::try_from(programs.take_map("PROGS").context("the object has no PROGS")?)?;
-    for (index, name) in ["pod_in", "pod_out", "node_exit"].into_iter().enumerate() {
-        let program: &SchedClassifier = programs.program(name).context("no program")?.try_into()?;
-        table.set(index as u32, &program.fd()?.try_clone()?, 0)?;
-    }
-    // The programs hold the map; a table of programs is emptied when user space has let go of it.
-    std::mem::forget(table);
-    Ok(programs)
 }

@@ -1,7 +1,8 @@
 //! Our hooks at interfaces of pods and at other devices: attached first in order, taken over without a gap, checked, removed.
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use super::error::{Error, Result};
 use super::hook::{self, Hook};
@@ -98,6 +99,17 @@ impl Hooks {
     #[must_use]
     pub fn mechanism(&self) -> Mechanism {
         self.mechanism
+    }
+
+    /// Another descriptor of a hook's program, to run it on packets of one's own.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn program(&self, hook: Hook) -> Result<OwnedFd> {
+        let copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = |source| Error::Map { action: "duplicate program", map: "hooks", source };
+        let program = copies.first().map(|programs| programs.of(hook).as_fd().try_clone_to_owned());
+        program.unwrap_or_else(|| Err(std::io::Error::from(std::io::ErrorKind::NotFound))).map_err(failed)
     }
 
     /// Attaches both programs of a pod's interface, or takes over what an earlier agent attached, without a packet in

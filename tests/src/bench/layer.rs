@@ -86,7 +86,7 @@ impl Layers<'_> {
     }
 
     fn attach_empty(&mut self) -> Result<Vec<OwnedFd>> {
-        let program = self.few.program("empty")?.fd()?.as_fd().try_clone_to_owned()?;
+        let program = self.few.programs.get("empty")?.try_clone_to_owned()?;
         let mut links = Vec::new();
         for ifindex in self.interfaces {
             for hook in [BPF_TCX_INGRESS, BPF_TCX_EGRESS] {

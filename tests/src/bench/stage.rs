@@ -3,10 +3,10 @@
 use crate::{
     net::{Family, Netns},
     pins::PinDir,
+    programs::Programs,
 };
 use anyhow::{Context, Result};
-use aya::{Ebpf, EbpfLoader, programs::SchedClassifier};
-use policy_agent::datapath::{Config, Datapath, Endpoint, OBJECT, load, spec::MapId};
+use policy_agent::datapath::{Config, Datapath, Endpoint, OBJECT, load};
 use policy_common::{
     abi::{EndpointWord, HostWord, Interval, Outcome, RuleSet, action, host_flags, limits},
     family::{Family as _, V4, V6},
@@ -23,6 +23,8 @@ pub(super) const ALLOWED_PORT: u16 = 5001;
 /// A port that no rule allows.
 pub(super) const DENIED_PORT: u16 = 9;
 
+/// Where packets come from that no pod of the node sent.
+pub(super) const UPLINK: u32 = 2;
 /// Rows of every endpoint here: isolated both ways.
 const INGRESS_ROW: u16 = 2;
 const EGRESS_ROW: u16 = 3;
@@ -37,7 +39,7 @@ pub(super) struct Stage {
     /// The datapath.
     pub(super) datapath: Datapath,
     /// All programs of the object, with the same maps: also those that are never attached.
-    pub(super) programs: Ebpf,
+    pub(super) programs: Programs,
     next_host: u32,
     plans: u64,
     _pins: PinDir,
@@ -48,7 +50,9 @@ impl Stage {
     pub(super) fn new(ns: &Arc<Netns>) -> Result<Self> {
         let pins = PinDir::new(ns)?;
         let datapath = ns.run(|| load(&Config::new(pins.path()), OBJECT)).context("load the datapath")?;
-        let programs = load_all(&datapath)?;
+        let programs = Programs::new(&datapath)?;
+        // As on a node, whose devices are all known.
+        datapath.executor.set_exit(UPLINK, 0)?;
         let mut stage = Self { datapath, programs, next_host: 1, plans: 0, _pins: pins };
         stage.apply(rules())?;
         Ok(stage)
@@ -83,13 +87,6 @@ impl Stage {
         self.apply(ops)
     }
 
-    /// A program, to run it or attach it.
-    pub(super) fn program(&mut self, name: &str) -> Result<&mut SchedClassifier> {
-        let program =
-            self.programs.program_mut(name).with_context(|| format!("the object has no '{name}'"))?;
-        Ok(program.try_into()?)
-    }
-
     fn apply(&mut self, ops: Vec<Op>) -> Result<()> {
         self.plans += 1;
         Ok(self.datapath.executor.apply(&Plan { number: self.plans, ops })?)
@@ -113,22 +110,6 @@ pub(super) fn sizes() -> Vec<usize> {
     let mut sizes = [10, 1_000, 10_000, 100_000].map(|size: usize| size.min(room)).to_vec();
     sizes.dedup();
     sizes
-}
-
-/// Every program of the object on the pinned maps.
-fn load_all(datapath: &Datapath) -> Result<Ebpf> {
-    let pins = datapath.executor.pins();
-    let paths: Vec<_> = MapId::ALL.iter().map(|id| (id.spec().name, pins.map(*id))).collect();
-    let mut loader = EbpfLoader::new();
-    for (name, path) in &paths {
-        loader.map_pin_path(name, path.as_path());
-    }
-    let mut programs = loader.load(OBJECT).context("load the object")?;
-    for (name, program) in programs.programs_mut() {
-        let program: &mut SchedClassifier = program.try_into()?;
-        program.load().with_context(|| format!("load program '{name}'"))?;
-    }
-    Ok(programs)
 }
 
 /// Eight intervals for TCP and UDP each, as a policy with some ports has them, for peers of every class.

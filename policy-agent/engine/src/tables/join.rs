@@ -75,11 +75,12 @@ impl Join {
                 });
             },
         );
-        let mut counts: HashMap<(u16, u32), usize> = HashMap::from([((0, 0), 1)]);
-        for key in &keys {
-            *counts.entry((key.class, key.target)).or_default() += 1;
+        let mut pairs = BTreeMap::from([((0, 0), 1)]);
+        // Neighbours tend to be alike.
+        for alike in keys.chunk_by(|a, b| (a.class, a.target) == (b.class, b.target)) {
+            *pairs.entry((alike[0].class, alike[0].target)).or_default() += alike.len();
         }
-        Self { keys, pairs: counts.into_iter().collect() }
+        Self { keys, pairs }
     }
 }
 

@@ -137,7 +137,8 @@ impl Tables {
         // First of all, for the others may need the room.
         let mut ops = self.mirror.clear_junk(number);
         ops.extend(planned);
-        for key in &join.keys {
+        // New ones are wanted from their insertion; of the rest, few change between two plans.
+        for key in join.keys.iter().filter(|k| k.place.is_some_and(|p| p.wanted != k.wanted)) {
             let place = match key.key {
                 Key::Host(address) => self.mirror.hosts.get_mut(&address),
                 Key::Prefix(prefix) => self.mirror.prefixes.get_mut(&prefix),

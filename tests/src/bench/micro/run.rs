@@ -2,7 +2,7 @@
 
 use super::super::{
     meter::{Cost, Meter},
-    stage::Stage,
+    stage::{Stage, UPLINK},
 };
 use anyhow::{Context, Result};
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_type};
@@ -12,18 +12,15 @@ use policy_agent::datapath::{
 };
 use policy_common::abi::EndpointStat;
 use std::{
-    collections::BTreeMap,
     io,
     mem::zeroed,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
 };
 
 /// What a program returns for a packet that goes on.
 pub(super) const NEXT: u32 = u32::MAX;
 /// What it returns for a packet that is dropped.
 pub(super) const SHOT: u32 = 2;
-/// An interface that is not the hook's: the packet came in there, so no process of the node made it.
-const OTHER_INTERFACE: u32 = 2;
 
 /// Programs, maps and a meter.
 pub(super) struct Runner {
@@ -31,17 +28,12 @@ pub(super) struct Runner {
     pub(super) stage: Stage,
     /// The meter of this thread.
     pub(super) meter: Meter,
-    programs: BTreeMap<String, OwnedFd>,
     source_port: u16,
 }
 
 impl Runner {
     pub(super) fn new(stage: Stage, meter: Meter) -> Result<Self> {
-        let mut programs = BTreeMap::new();
-        for (name, program) in stage.programs.programs() {
-            programs.insert(name.to_owned(), program.fd()?.as_fd().try_clone_to_owned()?);
-        }
-        Ok(Self { stage, meter, programs, source_port: 0 })
+        Ok(Self { stage, meter, source_port: 0 })
     }
 
     /// Makes this endpoint the one behind the interface.
@@ -51,8 +43,8 @@ impl Runner {
 
     /// Runs a program; the verdict of the last run.
     pub(super) fn run(&self, program: &str, frame: &[u8], repeat: u32) -> Result<u32> {
-        let fd = self.programs.get(program).with_context(|| format!("the object has no '{program}'"))?;
-        test_run(fd.as_fd(), frame, repeat).with_context(|| format!("run '{program}'"))
+        let fd = self.stage.programs.get(program)?;
+        test_run(fd, frame, repeat).with_context(|| format!("run '{program}'"))
     }
 
     /// Runs it, measured as a whole.
@@ -144,7 +136,7 @@ fn look_up(map: Option<BorrowedFd<'_>>) -> Vec<u64> {
 fn test_run(program: BorrowedFd<'_>, frame: &[u8], repeat: u32) -> io::Result<u32> {
     // The first fields of struct __sk_buff; the kernel takes the rest as zeroes.
     let mut context = [0u32; 11];
-    context[9] = OTHER_INTERFACE;
+    context[9] = UPLINK;
     context[10] = super::LOOPBACK;
     // SAFETY: the union consists of integers: all zeroes is a valid value of each of its parts.
     let mut attr: bpf_attr = unsafe { zeroed() };
