@@ -1,6 +1,6 @@
 //! IPv4 and IPv6 behind one trait, so that the decision is written once.
 
-use crate::abi::{FlowKey4, FlowKey6, endpoint_words};
+use crate::abi::{FlowKey4, FlowKey6, endpoint_words, path, ports};
 use crate::flow::Host;
 
 /// An address family. Addresses are held as words in network order: byte arrays would be spilled byte by byte.
@@ -34,7 +34,7 @@ impl Family for V4 {
     type Key = FlowKey4;
     #[inline(always)]
     fn key(remote: &u32, local_port: u16, remote_port: u16, protocol: u8, local: u8) -> FlowKey4 {
-        FlowKey4 { remote: *remote, local_port, remote_port, protocol, local, pad: 0 }
+        FlowKey4 { remote: *remote, ports: ports(local_port, remote_port), path: path(protocol, local) }
     }
     #[inline(always)]
     fn check(address: &u32) -> u32 {
@@ -56,7 +56,7 @@ impl Family for V6 {
     type Key = FlowKey6;
     #[inline(always)]
     fn key(remote: &[u32; 4], local_port: u16, remote_port: u16, protocol: u8, local: u8) -> FlowKey6 {
-        FlowKey6 { remote: *remote, local_port, remote_port, protocol, local, pad: 0 }
+        FlowKey6 { remote: *remote, ports: ports(local_port, remote_port), path: path(protocol, local) }
     }
     #[inline(always)]
     fn check(address: &[u32; 4]) -> u32 {

@@ -13,9 +13,10 @@ use policy_common::tagged;
 use policy_common::verdict::Verdict;
 
 use crate::access::{Kernel, interface};
-use crate::behind::{UNTAGGED, exit4, exit6, owner, parse};
+use crate::behind::{UNTAGGED, exit4, exit6, owner};
 use crate::count::count;
 use crate::found::{ARP, SLOW, SLOW4, SLOW6};
+use crate::front::parse;
 use crate::report::{AT_EXIT, report, report_place};
 use crate::skb::Skb;
 use crate::{NEXT, SHOT};

@@ -3,8 +3,6 @@
 /// Bytes made linear when a header is not: Ethernet, IPv6 with some extensions, an ICMP error with what it quotes.
 pub(crate) const PULL: u32 = 256;
 
-/// The packet passes the short way; in the lowest bit whether the egress is deferred.
-pub(crate) const FOUND: u64 = 1 << 8;
 /// ARP passes.
 pub(crate) const ARP: u64 = 1 << 9;
 /// A packet in the scratch value, of the family in the low bits.

@@ -12,7 +12,7 @@ use policy_common::abi::{
 use policy_common::decide::{decide_slowly, established};
 use policy_common::family::{V4, V6};
 use policy_common::flow::Host;
-use policy_common::packet::{ETHERNET_HEADER, Link, link, parse4, parse6};
+use policy_common::packet::{Plain, plain};
 use policy_common::reason::Reason;
 use policy_common::verdict::Verdict;
 
@@ -20,69 +20,34 @@ use crate::access::{Kernel, interface};
 use crate::bytes::Direct;
 use crate::count::count;
 use crate::flows::scratch;
-use crate::found::{ARP, FOUND, PULL, SLOW, SLOW4, SLOW6};
+use crate::found::{ARP, SLOW, SLOW4, SLOW6};
+use crate::front::parse;
 use crate::report::{report, report_place};
 use crate::skb::Skb;
 use crate::{NEXT, SHOT, exit};
 
 /// The functions of one direction.
 macro_rules! direction {
-    ($hook:ident, $front:ident, $slow4:ident, $slow6:ident, $direction:expr) => {
-        /// Parses the packet and takes the short way if it can. Else one of the constants above, or the number of the
-        /// reason for which a frame cannot be judged.
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $front(context: *mut __sk_buff, word: u64, slot: u32) -> u64 {
-            let skb = Skb::from_raw(context);
-            let refused = Reason::Internal as u64;
-            let Some(kernel) = Kernel::new(skb, slot as u16) else { return refused };
-            let bytes = Direct::new(skb, kernel.zero);
-            match link(&bytes) {
-                Ok(Link::Arp) => ARP,
-                Ok(Link::Ip4) => match parse4(&bytes, ETHERNET_HEADER) {
-                    Ok(packet) => {
-                        if let Some(verdict) = established::<V4, _>(&kernel, word, $direction, &packet) {
-                            return FOUND | verdict.is_deferred() as u64;
-                        }
-                        let Some(scratch) = scratch() else { return refused };
-                        scratch.packet4 = packet;
-                        SLOW4
-                    }
-                    Err(reason) => reason as u64,
-                },
-                Ok(Link::Ip6) => match parse6(&bytes, ETHERNET_HEADER) {
-                    Ok(packet) => {
-                        if let Some(verdict) = established::<V6, _>(&kernel, word, $direction, &packet) {
-                            return FOUND | verdict.is_deferred() as u64;
-                        }
-                        let Some(scratch) = scratch() else { return refused };
-                        scratch.packet6 = packet;
-                        SLOW6
-                    }
-                    Err(reason) => reason as u64,
-                },
-                Err(reason) => reason as u64,
-            }
-        }
-
+    ($hook:ident, $slow4:ident, $slow6:ident, $direction:expr) => {
         direction!(slow $slow4, V4, packet4, $direction);
         direction!(slow $slow6, V6, packet6, $direction);
 
         /// Judges the packet.
         #[inline(always)]
         pub(crate) fn $hook(skb: Skb) -> i32 {
-            if $direction as u8 == Direction::Egress as u8 {
-                // Nobody before us may set our tag, least of all the pod.
-                skb.set_tc_index(0);
-            }
             let interface = interface(skb.ifindex());
             let slot = interface.slot as u32;
             if interface.kind != interface_kind::POD {
+                if $direction as u8 == Direction::Egress as u8 {
+                    // Nobody before us may set our tag.
+                    skb.set_tc_index(0);
+                }
                 count(counter_unhooked($direction), skb.len());
                 return NEXT;
             }
             let Some(kernel) = Kernel::new(skb, interface.slot) else { return NEXT };
             if $direction as u8 == Direction::Egress as u8 {
+                // Whatever it was: nobody before us may set our tag, least of all the pod.
                 let generation = (kernel.endpoint(endpoint_words::IDENTITY) >> 48) as u16;
                 skb.set_tc_index(tag::new(kernel.slot, generation) as u32);
             } else if !exit::judged(skb, Direction::Ingress) {
@@ -91,18 +56,15 @@ macro_rules! direction {
             let word = kernel.endpoint(endpoint_words::POLICY);
             let mut found = Reason::VlanTagged as u64;
             if skb.vlan_present() == 0 {
-                found = $front(skb.raw(), word, slot);
-                let short = found == Reason::Malformed as u64 || found == Reason::FragmentTiny as u64;
-                // A header may lie outside the linear part.
-                if short && skb.pull_more(PULL) {
-                    found = $front(skb.raw(), word, slot);
+                if let Some(verdict) = quick(&kernel, word, $direction) {
+                    return pass(skb, $direction, verdict.is_deferred());
                 }
+                found = parse(skb, 0);
             }
             let verdict = match found {
                 ARP => return NEXT,
                 SLOW4 => Verdict($slow4(skb.raw(), word, slot)),
                 SLOW6 => Verdict($slow6(skb.raw(), word, slot)),
-                _ if found & FOUND != 0 => return pass(skb, $direction, found & 1 != 0),
                 _ if EndpointWord::unpack(word).row($direction) == ROW_OPEN => return NEXT,
                 reason => Verdict(reason << 4),
             };
@@ -131,8 +93,18 @@ macro_rules! direction {
     };
 }
 
-direction!(pod_in, front_in, slow_in4, slow_in6, Direction::Ingress);
-direction!(pod_out, front_out, slow_out4, slow_out6, Direction::Egress);
+direction!(pod_in, slow_in4, slow_in6, Direction::Ingress);
+direction!(pod_out, slow_out4, slow_out6, Direction::Egress);
+
+/// The verdict on an ordinary packet in the middle of an allowed flow: nearly all are. It needs no call, so nothing is
+/// spilled and read again.
+#[inline(always)]
+fn quick(kernel: &Kernel, word: u64, direction: Direction) -> Option<Verdict> {
+    match plain(&Direct::new(kernel.skb, 0))? {
+        Plain::V4(packet) => established::<V4, _>(kernel, word, direction, &packet),
+        Plain::V6(packet) => established::<V6, _>(kernel, word, direction, &packet),
+    }
+}
 
 /// The tag, which stands already, says what is left to be judged.
 #[inline(always)]

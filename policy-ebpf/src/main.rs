@@ -22,6 +22,8 @@ mod flows;
 #[cfg(target_arch = "bpf")]
 mod found;
 #[cfg(target_arch = "bpf")]
+mod front;
+#[cfg(target_arch = "bpf")]
 mod hook;
 #[cfg(target_arch = "bpf")]
 mod judge;

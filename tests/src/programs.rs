@@ -52,8 +52,10 @@ impl Programs {
         }
         let mut object = loader.load(OBJECT).context("load the object")?;
         for name in OTHERS {
-            let program: &mut SchedClassifier =
-                object.program_mut(name).with_context(|| format!("the object has no '{name}'"))?.try_into()?;
+            let program: &mut SchedClassifier = object
+                .program_mut(name)
+                .with_context(|| format!("the object has no '{name}'"))?
+                .try_into()?;
             program.load().with_context(|| format!("load program '{name}'"))?;
             fds.insert(name, program.fd()?.as_fd().try_clone_to_owned()?);
         }

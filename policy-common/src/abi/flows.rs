@@ -21,22 +21,33 @@ pub const ANY_SLOT: u32 = u32::MAX;
 /// In keys of `FRAGS`, the place behind the translation of a Service.
 pub const EXIT_SIDE: u8 = 3;
 
+/// {port of the other side 16, port of the pod 16}: the identifier of an ICMP echo stands in both.
+///
+/// Keys are written in the words by which the kernel hashes them: a processor waits when it reads a word that was
+/// written in parts.
+#[inline(always)]
+#[must_use]
+pub const fn ports(local: u16, remote: u16) -> u32 {
+    (remote as u32) << 16 | local as u32
+}
+
+/// {0 16, index of the local address 8, IP protocol 8}. For the index see [`LocalKey`]; 255 = not an address of the pod.
+#[inline(always)]
+#[must_use]
+pub const fn path(protocol: u8, local: u8) -> u32 {
+    (local as u32) << 8 | protocol as u32
+}
+
 /// Key of an IPv4 flow, seen from the endpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct FlowKey4 {
     /// Remote address, network order.
     pub remote: u32,
-    /// Port of the pod; the identifier of an ICMP echo stands in both ports.
-    pub local_port: u16,
-    /// Port of the other side.
-    pub remote_port: u16,
-    /// IP protocol.
-    pub protocol: u8,
-    /// Index of the local address, see [`LocalKey`]; 255 = not an address of the pod.
-    pub local: u8,
-    /// Always 0.
-    pub pad: u16,
+    /// See [`ports`].
+    pub ports: u32,
+    /// See [`path`].
+    pub path: u32,
 }
 
 /// Key of an IPv6 flow, seen from the endpoint.
@@ -45,16 +56,10 @@ pub struct FlowKey4 {
 pub struct FlowKey6 {
     /// Remote address, network order.
     pub remote: [u32; 4],
-    /// Port of the pod; the identifier of an ICMP echo stands in both ports.
-    pub local_port: u16,
-    /// Port of the other side.
-    pub remote_port: u16,
-    /// IP protocol.
-    pub protocol: u8,
-    /// Index of the local address, see [`LocalKey`]; 255 = not an address of the pod.
-    pub local: u8,
-    /// Always 0.
-    pub pad: u16,
+    /// See [`ports`].
+    pub ports: u32,
+    /// See [`path`].
+    pub path: u32,
 }
 
 /// State of a flow. `word` is {epoch 32, tag 18, action 4, opener 2, flags 8}: see the flow step.

@@ -6,7 +6,9 @@
 mod flows;
 pub mod limits;
 
-pub use flows::{ANY_SLOT, EXIT_SIDE, Flow, FlowKey4, FlowKey6, Fragment, FragmentKey, LocalKey};
+pub use flows::{
+    ANY_SLOT, EXIT_SIDE, Flow, FlowKey4, FlowKey6, Fragment, FragmentKey, LocalKey, path, ports,
+};
 
 /// Row 0: the endpoint is not isolated in that direction.
 pub const ROW_OPEN: u16 = 0;

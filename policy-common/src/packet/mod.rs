@@ -6,12 +6,14 @@ mod bytes;
 mod ethernet;
 mod ipv4;
 mod ipv6;
+mod plain;
 mod transport;
 
 pub use bytes::{Bytes, Slice};
 pub use ethernet::{ETHERNET_HEADER, Link, link};
 pub use ipv4::parse as parse4;
 pub use ipv6::parse as parse6;
+pub use plain::{Plain, plain};
 
 /// IP protocol numbers.
 pub mod protocol {
