@@ -40,7 +40,7 @@ impl Agent {
             fs::create_dir(dir.path().join(part)).context("make a folder for the agent")?;
         }
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let bpffs = Path::new(BPFFS).join(format!("policy-test-{}-{number}", std::process::id()));
+        let bpffs = Path::new(BPFFS).join(format!("policy-test-agent-{}-{number}", std::process::id()));
         let node = node.ns().clone();
         Ok(Self { dir, bpffs, child: None, node, kubeconfig: None, arguments: Vec::new() })
     }
