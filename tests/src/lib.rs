@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod backend;
 pub mod bench;
+pub mod churn;
 pub mod cluster;
 pub mod demo;
 pub mod lab;

@@ -83,7 +83,9 @@ fn run(node: &Node, agent: &Agent, names: &[&str]) -> Output {
     let caps: Vec<String> = names.iter().map(|name| format!("+{}", name.to_lowercase())).collect();
     let mut command = Command::new("setpriv");
     node.ns().enter_command(&mut command).unwrap();
-    command.arg(format!("--bounding-set=-all,{}", caps.join(","))).args(["--inh-caps=-all", "--no-new-privs"]);
+    command
+        .arg(format!("--bounding-set=-all,{}", caps.join(",")))
+        .args(["--inh-caps=-all", "--no-new-privs"]);
     command.arg("--").arg(program_path("policy-agent").unwrap());
     command.args(["run", "--once", "--node-name", "node-1", "--manifests"]).arg(agent.manifests());
     command.arg("--bpffs").arg(agent.bpffs()).arg("--state-dir").arg(agent.state_dir());

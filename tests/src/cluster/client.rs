@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::{
     io::Write,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, SystemTime},
 };
 
@@ -111,6 +111,16 @@ impl Client {
         let text = if status == 0 { log.trim().to_owned() } else { text.to_owned() };
         let answer = Answer { status, body: serde_json::from_str(&text).unwrap_or_default(), text };
         Ok((answer, log))
+    }
+
+    /// Watches a path, with the objects that there are first: one event a line on the child's output, until it is ended.
+    pub fn watch(&self, path: &str) -> Result<Child> {
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--no-buffer", "--noproxy", "*", "--cacert"]).arg(&self.authority);
+        curl.arg("--header").arg(format!("Authorization: Bearer {}", self.token));
+        curl.arg(format!("{}{path}?watch=true&resourceVersion=0", self.url));
+        curl.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        curl.spawn().context("start curl\nhint: apt-get install curl")
     }
 
     /// Reads a path.

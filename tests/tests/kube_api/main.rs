@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a helper of a test that fails is a failed test")]
 
 mod changes;
+mod churn;
 mod notices;
+mod outage;
 mod refused;
 mod setup;

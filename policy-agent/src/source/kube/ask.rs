@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use kube::Client;
 use tokio::sync::mpsc::{Sender, UnboundedReceiver};
-use tokio::time::sleep;
 
-use super::backoff::Backoff;
+use super::backoff::{Again, Backoff};
 use super::fault::Fault;
 use super::kind::Kind;
 use super::object::{Object, version};
@@ -20,6 +19,7 @@ pub(super) async fn run(
     kinds: Vec<Kind>,
     mut asked: UnboundedReceiver<u64>,
     out: Sender<Message>,
+    mut again: Again,
 ) {
     while let Some(mut number) = asked.recv().await {
         let mut backoff = Backoff::default();
@@ -32,7 +32,9 @@ pub(super) async fn run(
                 // The watches tell what is wrong.
                 Err(fault) => tracing::debug!("no point of the API server's data: {fault}"),
             }
-            sleep(backoff.next()).await;
+            if again.wait(backoff.next()).await {
+                backoff.reset();
+            }
         };
         if out.send(Message::Point(Point { number, kinds })).await.is_err() {
             return;

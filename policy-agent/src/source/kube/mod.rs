@@ -24,6 +24,7 @@ pub mod write;
 use tokio::sync::mpsc::{self, Receiver, UnboundedSender};
 use tokio::task::JoinSet;
 
+use self::backoff::Again;
 use self::connect::Connection;
 use self::kind::Kind;
 use self::store::{Message, Store};
@@ -55,10 +56,12 @@ impl KubeSource {
         let (out, messages) = mpsc::channel(QUEUE);
         let (asks, asked) = mpsc::unbounded_channel();
         let mut tasks = JoinSet::new();
+        let again = Again::new();
         for kind in kinds {
-            tasks.spawn(Watcher::new(connection.client.clone(), *kind, out.clone()).run());
+            let client = connection.client.clone();
+            tasks.spawn(Watcher::new(client, *kind, out.clone(), again.clone()).run());
         }
-        tasks.spawn(ask::run(connection.client.clone(), kinds.to_vec(), asked, out));
+        tasks.spawn(ask::run(connection.client.clone(), kinds.to_vec(), asked, out, again));
         tasks.spawn(tell_all(Store::new(node, kinds), messages, tell));
         Self { asked: 0, asks, _tasks: tasks }
     }

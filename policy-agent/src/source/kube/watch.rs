@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use futures::io::{AsyncBufRead, AsyncBufReadExt as _};
 use kube::Client;
 use tokio::sync::mpsc::Sender;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
-use super::backoff::{Backoff, part};
+use super::backoff::{Again, Backoff, part};
 use super::fault::{Class, Fault, Request};
 use super::kind::Kind;
 use super::line::Line;
@@ -42,6 +42,7 @@ pub(super) struct Watcher {
     at: Option<String>,
     /// The fault that was logged last.
     logged: Option<Fault>,
+    again: Again,
 }
 
 /// Why a turn ended before its time.
@@ -60,8 +61,8 @@ impl From<Fault> for End {
 
 impl Watcher {
     /// A watcher that tells `out`.
-    pub(super) fn new(client: Client, kind: Kind, out: Sender<Message>) -> Self {
-        Self { client, kind, out, streaming: true, at: None, logged: None }
+    pub(super) fn new(client: Client, kind: Kind, out: Sender<Message>, again: Again) -> Self {
+        Self { client, kind, out, streaming: true, at: None, logged: None, again }
     }
 
     /// Watches until nobody listens any more.
@@ -98,7 +99,9 @@ impl Watcher {
                     backoff.next()
                 }
             };
-            sleep(wait).await;
+            if self.again.wait(wait).await {
+                backoff.reset();
+            }
         }
     }
 
@@ -124,6 +127,7 @@ impl Watcher {
     async fn works(&mut self) -> Result<(), End> {
         if self.logged.take().is_some() {
             tracing::info!(kind = %self.kind, "the API server answers again");
+            self.again.tell();
         }
         self.send(Event::Connected).await
     }

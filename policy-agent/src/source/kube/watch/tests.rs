@@ -33,7 +33,7 @@ impl Script {
                 Ok::<_, Infallible>(answer.unwrap())
             }
         });
-        tokio::spawn(Watcher::new(Client::new(service, "default"), Kind::Pod, out).run());
+        tokio::spawn(Watcher::new(Client::new(service, "default"), Kind::Pod, out, Again::new()).run());
         messages
     }
 

@@ -1,0 +1,241 @@
+//! Pods that come, change and go under load on a real API server and a real agent, and every packet held against the
+//! evaluator.
+//!
+//! The harness is kubelet and CNI at once: it makes a pod's object, its namespace and interface, tells its address, changes
+//! its labels, deletes it and gives its address to the next one. What the API server told in which order is read from a
+//! watch, so the worlds in which a packet may have been judged are known: those from what `policyctl wait` has promised
+//! before the packet was sent to what had been asked for when it came.
+
+mod history;
+mod judge;
+mod traffic;
+
+pub use judge::Report;
+pub use traffic::{Live, Probe, Traffic};
+
+use crate::{
+    agent::Agent,
+    cluster::Client,
+    net::{Attach, Node},
+};
+use anyhow::{Context, Result, ensure};
+use history::Watch;
+use serde_json::{Value, json};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How much is to be done.
+#[derive(Debug, Clone, Copy)]
+pub struct Amount {
+    /// Pods in all.
+    pub pods: usize,
+    /// Pods that are changed at the same time; there is hardly an address more than that.
+    pub workers: usize,
+}
+
+/// How long a pod stays as it is: packets must meet it.
+const STAY: Duration = Duration::from_millis(250);
+/// Pods that stay, one in each namespace.
+const ANCHORS: usize = 2;
+const NAMESPACES: [&str; 2] = ["churn", "other"];
+
+/// Something that the API server was asked to do.
+#[derive(Debug, Clone)]
+struct Change {
+    pod: usize,
+    step: Step,
+    asked: Instant,
+    answered: Instant,
+    /// Version of the object that came of it; none of a deletion.
+    version: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Create,
+    Address,
+    Label,
+    Delete,
+}
+
+/// Everything that was asked again by `policyctl wait`: when that began, and when the promise was given.
+#[derive(Debug, Clone, Copy)]
+struct Fence {
+    began: Instant,
+    given: Instant,
+}
+
+struct Run<'a> {
+    node: Mutex<&'a mut Node>,
+    admin: Client,
+    traffic: Traffic,
+    changes: Mutex<Vec<Change>>,
+    free: Mutex<Vec<IpAddr>>,
+    next: AtomicUsize,
+    pods: usize,
+}
+
+/// Churns the pods of a node whose agent runs, without other pods. Nothing is asserted but that it could be done.
+///
+/// # Errors
+/// A request, an interface or the promise of the agent fails.
+pub fn run(node: &mut Node, admin: Client, agent: &Agent, amount: Amount) -> Result<Report> {
+    let ns = node.ns().clone();
+    let made = ns.run(|| objects().iter().try_for_each(|object| admin.apply(object).map(drop)));
+    made.context("make the namespaces and policies")?;
+    let watch = ns.run(|| Watch::start(&admin, "/api/v1/pods"))?;
+    let addresses = (0..ANCHORS + amount.workers + 1).map(|n| Ipv4Addr::new(10, 244, 0, 20 + n as u8).into());
+    let run = Run {
+        node: Mutex::new(node),
+        admin,
+        traffic: Traffic::start(),
+        changes: Mutex::default(),
+        free: Mutex::new(addresses.rev().collect()),
+        next: AtomicUsize::new(ANCHORS),
+        pods: ANCHORS + amount.pods,
+    };
+    let anchors = (0..ANCHORS).map(|n| ns.run(|| run.begin(n))).collect::<Result<Vec<_>>>()?;
+    promised(agent)?;
+    let (ending, fences) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+    thread::scope(|scope| -> Result<()> {
+        scope.spawn(|| {
+            while !ending.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                // While pods come and go a promise may need another try.
+                if promised(agent).is_ok() {
+                    lock(&fences).push(Fence { began, given: Instant::now() });
+                }
+            }
+        });
+        let workers: Vec<_> =
+            (0..amount.workers).map(|_| scope.spawn(|| ns.run(|| run.work(&anchors[0])))).collect();
+        let join = |worker: thread::ScopedJoinHandle<'_, Result<()>>| {
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        let done = workers.into_iter().map(join).collect::<Vec<_>>();
+        ending.store(true, Ordering::Relaxed);
+        done.into_iter().collect()
+    })?;
+    promised(agent)?;
+    let changes = run.changes.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let events = watch.end_after(changes.iter().filter(|change| change.step == Step::Delete).count())?;
+    let fences = fences.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let history = history::History::new(&objects(), &events)?;
+    judge::judge(&history, &changes, &fences, &run.traffic.end())
+}
+
+impl Run<'_> {
+    fn work(&self, anchor: &Arc<Live>) -> Result<()> {
+        loop {
+            let n = self.next.fetch_add(1, Ordering::Relaxed);
+            if n >= self.pods {
+                return Ok(());
+            }
+            self.live_and_die(n, anchor).with_context(|| format!("pod {n}"))?;
+        }
+    }
+
+    fn live_and_die(&self, n: usize, anchor: &Arc<Live>) -> Result<()> {
+        let live = self.begin(n)?;
+        self.traffic.watch(&live, anchor);
+        thread::sleep(STAY);
+        for generation in 1..=2 {
+            let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata(n, generation)});
+            self.ask(n, Step::Label, || self.admin.merge(&object))?;
+            thread::sleep(STAY);
+        }
+        self.traffic.forget(&live);
+        let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata(n, 0)});
+        self.ask(n, Step::Delete, || self.admin.delete(&object).map(|()| Value::Null))?;
+        lock(&self.node).remove(&name(n))?;
+        // The next pod gets this address.
+        lock(&self.free).push(live.address());
+        Ok(())
+    }
+
+    /// A pod as a kubelet and a network plugin make it; returns once the API server knows its address.
+    fn begin(&self, n: usize) -> Result<Arc<Live>> {
+        let mut object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata(n, 0),
+            "spec": {"nodeName": crate::scenario::State::NODE, "containers": [{"name": "c", "image": "i"}]}});
+        self.ask(n, Step::Create, || self.admin.create(&object))?;
+        let address = lock(&self.free).pop().context("no address is free")?;
+        let host = lock(&self.node).add(&name(n), Attach::Pod, &[address])?;
+        let live = Arc::new(Live::new(n, &host)?);
+        self.traffic.add(&live);
+        object["status"] = json!({"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]});
+        self.ask(n, Step::Address, || self.admin.merge_status(&object))?;
+        Ok(live)
+    }
+
+    fn ask(&self, pod: usize, step: Step, request: impl FnOnce() -> Result<Value>) -> Result<()> {
+        let asked = Instant::now();
+        let answer = request()?;
+        let answered = Instant::now();
+        let version = answer["metadata"]["resourceVersion"].as_str().map(str::to_owned);
+        lock(&self.changes).push(Change { pod, step, asked, answered, version });
+        Ok(())
+    }
+}
+
+/// Everything that was asked for before this call is enforced.
+fn promised(agent: &Agent) -> Result<()> {
+    let output = agent.ctl(["wait", "--timeout", "30s"])?;
+    ensure!(output.status.success(), "policyctl wait: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+fn name(n: usize) -> String {
+    format!("pod-{n}")
+}
+
+/// Labels decide who may reach whom: each change of them moves the pod to other rules, as a peer and as a target.
+fn metadata(n: usize, generation: usize) -> Value {
+    let role = ["red", "blue"][(n + generation) % 2];
+    let tier = ["web", "db", "none"][(n + generation) % 3];
+    let zone = if n.is_multiple_of(5) && n >= ANCHORS { "shut" } else { "open" };
+    json!({"namespace": NAMESPACES[n % 2], "name": name(n),
+        "labels": {"role": role, "tier": tier, "zone": zone}})
+}
+
+fn objects() -> Vec<Value> {
+    let namespace = |name: &str| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {"team": name}}});
+    let policy = |name: &str, spec: Value| {
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": NAMESPACES[0], "name": name}, "spec": spec})
+    };
+    let udp = |port: u16| json!([{"protocol": "UDP", "port": port}]);
+    let [open, second] = Live::PORTS;
+    vec![
+        namespace(NAMESPACES[0]),
+        namespace(NAMESPACES[1]),
+        policy(
+            "red-may",
+            json!({"podSelector": {}, "policyTypes": ["Ingress"], "ingress": [
+                {"from": [{"podSelector": {"matchLabels": {"role": "red"}}}], "ports": udp(open)},
+                {"from": [{"namespaceSelector": {"matchLabels": {"team": NAMESPACES[1]}},
+                    "podSelector": {"matchLabels": {"role": "red"}}}], "ports": udp(open)}]}),
+        ),
+        policy(
+            "web-to-db",
+            json!({"podSelector": {"matchLabels": {"tier": "db"}}, "policyTypes": ["Ingress"], "ingress": [
+                {"from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"tier": "web"}}}],
+                    "ports": udp(second)}]}),
+        ),
+        policy(
+            "shut",
+            json!({"podSelector": {"matchLabels": {"zone": "shut"}}, "policyTypes": ["Egress"], "egress": [
+                {"to": [{"podSelector": {"matchLabels": {"tier": "db"}}}]}]}),
+        ),
+    ]
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
