@@ -15,6 +15,7 @@ pub mod probe;
 pub mod programs;
 pub mod report;
 pub mod scenario;
+pub mod soak;
 pub mod test_run;
 pub mod twin;
 pub mod verifier;

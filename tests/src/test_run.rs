@@ -95,6 +95,11 @@ impl TestRun {
 /// Runs a tc program on a frame and hands back what it returns. `context` are the first fields of struct __sk_buff; the
 /// kernel takes the rest as zeroes.
 pub fn run(program: BorrowedFd<'_>, frame: &[u8], context: &[u32]) -> io::Result<u32> {
+    run_many(program, frame, context, 1)
+}
+
+/// Runs a tc program on a frame so many times; what it returns at last.
+pub fn run_many(program: BorrowedFd<'_>, frame: &[u8], context: &[u32], times: u32) -> io::Result<u32> {
     // SAFETY: the union consists of integers: all zeroes is a valid value of each of its parts.
     let mut attr: bpf_attr = unsafe { zeroed() };
     attr.test.prog_fd = program.as_raw_fd() as u32;
@@ -102,7 +107,7 @@ pub fn run(program: BorrowedFd<'_>, frame: &[u8], context: &[u32]) -> io::Result
     attr.test.data_size_in = frame.len() as u32;
     attr.test.ctx_in = context.as_ptr() as u64;
     attr.test.ctx_size_in = size_of_val(context) as u32;
-    attr.test.repeat = 1;
+    attr.test.repeat = times;
     let command = bpf_cmd::BPF_PROG_TEST_RUN as u32;
     // SAFETY: the attribute and what it points to outlive the call, with the sizes given.
     let done = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<bpf_attr>()) };

@@ -170,7 +170,7 @@ impl Twin {
             At::Pod(direction) => self.memory.judge_packet(SLOT, direction, &way, frame, tick),
             At::Exit => self.memory.judge_exit(LOOPBACK, &way, frame, tick),
         };
-        let verdict = self.run_kernel(at, &way, frame)?;
+        let verdict = self.run_kernel(at, &way, frame, 1)?;
         let passes = match verdict {
             NEXT => true,
             SHOT => false,
@@ -183,11 +183,8 @@ impl Twin {
             && (verdict.is_counted() || !verdict.passes())
         {
             let behind = judged.event.as_ref().is_some_and(|event| event.flags & event_flags::EXIT != 0);
-            let direction = match at {
-                At::Pod(direction) if !behind && verdict.reason() != Reason::StaleTag => direction,
-                At::Pod(_) | At::Exit => Direction::Egress,
-            };
-            *self.counts.entry((verdict.reason(), direction as u8)).or_default() += 1;
+            let direction = counted_as(at, behind, verdict.reason());
+            *self.counts.entry((verdict.reason(), direction)).or_default() += 1;
         }
         // The kernel may hold an event back, but tells none that memory does not.
         if let Some(mut event) = event {
@@ -197,6 +194,31 @@ impl Twin {
             ensure!(equal, "another event: {}", told());
         }
         Ok(judged)
+    }
+
+    /// The same, and a frame that is dropped is shown to the kernel's program so many times in all: what is dropped
+    /// leaves nothing behind, so every time must be like the first. How often it was shown.
+    pub fn judge_many(&mut self, at: At, way: &Way, frame: &[u8], times: u32) -> Result<(Judged, u32)> {
+        let judged = self.judge(at, way, frame)?;
+        let Some(verdict) = judged.verdict.filter(|_| !judged.passes && times > 1) else {
+            return Ok((judged, 1));
+        };
+        let way = Way { ingress_ifindex: if self.ways { way.ingress_ifindex } else { 0 }, ..*way };
+        let last = self.run_kernel(at, &way, frame, times - 1)?;
+        ensure!(last == SHOT, "dropped once, then {last}: {}", hex(frame));
+        let behind = judged.event.as_ref().is_some_and(|event| event.flags & event_flags::EXIT != 0);
+        *self.counts.entry((verdict.reason(), counted_as(at, behind, verdict.reason()))).or_default() +=
+            u64::from(times - 1);
+        while let Some(mut event) = self.datapath.ring.next_event() {
+            self.events += 1;
+            (event.time, event.sequence, event.suppressed) = (0, 0, 0);
+            ensure!(
+                judged.event.as_ref() == Some(&event),
+                "another event: {event:?} {judged:?} {}",
+                hex(frame)
+            );
+        }
+        Ok((judged, times))
     }
 
     /// Compares all counters with what memory judged.
@@ -222,7 +244,7 @@ impl Twin {
         Ok(())
     }
 
-    fn run_kernel(&self, at: At, way: &Way, frame: &[u8]) -> Result<u32> {
+    fn run_kernel(&self, at: At, way: &Way, frame: &[u8], times: u32) -> Result<u32> {
         let (name, index) = match at {
             At::Pod(Direction::Ingress) => ("pod_in", 0),
             At::Pod(Direction::Egress) => ("pod_out", 1),
@@ -230,20 +252,29 @@ impl Twin {
         };
         let name = if way.tag != 0 { "retag" } else { name };
         let mark = u32::from(way.tag) | index << 16;
-        let run = || self.test_run_marked(name, frame, way, mark);
+        let run = || self.test_run_marked(name, frame, way, mark, times);
         run().with_context(|| format!("run '{name}' on {}", hex(frame)))
     }
 
     fn test_run(&self, name: &str, frame: &[u8], way: &Way) -> Result<u32> {
-        self.test_run_marked(name, frame, way, 0)
+        self.test_run_marked(name, frame, way, 0, 1)
     }
 
-    fn test_run_marked(&self, name: &str, frame: &[u8], way: &Way, mark: u32) -> Result<u32> {
+    fn test_run_marked(&self, name: &str, frame: &[u8], way: &Way, mark: u32, times: u32) -> Result<u32> {
         let mut context = [0; 11];
         // The kernel looks for the device in this thread's namespace; `lo` has the same index everywhere.
         (context[2], context[9], context[10]) = (mark, way.ingress_ifindex, LOOPBACK);
-        Ok(test_run::run(self.programs.get(name)?, frame, &context)?)
+        Ok(test_run::run_many(self.programs.get(name)?, frame, &context, times)?)
     }
+}
+
+/// The direction under which a verdict is counted. `behind`: it was judged behind a translation.
+fn counted_as(at: At, behind: bool, reason: Reason) -> u8 {
+    let direction = match at {
+        At::Pod(direction) if !behind && reason != Reason::StaleTag => direction,
+        At::Pod(_) | At::Exit => Direction::Egress,
+    };
+    direction as u8
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -149,6 +149,17 @@ fn every_rule_of_the_semantics_names_its_test() {
 }
 
 #[test]
+fn what_the_proof_lists_exists() {
+    let known = Known::read();
+    let text = document("docs/proof.md");
+    let rows = rows(&text, "tested");
+    let names = rows.iter().filter_map(|row| row.last()).flat_map(|cell| quoted(cell));
+    let missing: Vec<&str> = names.filter(|name| !known.has(name)).collect();
+    assert!(missing.is_empty(), "docs/proof.md: there is no {missing:?}");
+    assert!(rows.len() > 5 && rows.iter().all(|row| quoted(row[row.len() - 1]).count() > 0), "{rows:?}");
+}
+
+#[test]
 fn names_of_tests_are_found_behind_their_attributes() {
     let mut found = BTreeSet::new();
     let text =

@@ -11,6 +11,7 @@ mod image;
 mod lint;
 mod scenarios;
 mod setup;
+mod soak;
 mod tally;
 mod test;
 mod vm;
@@ -69,6 +70,12 @@ const TASKS: &[Task] = &[
         args: "[--only RE] [--backend B]... [--file F]... [--output table|json]",
         about: "truth tables on evaluator, tables, testrun, wire, wire-bridge; all that this user may run",
         run: scenarios::task,
+    },
+    Task {
+        name: "soak",
+        args: "[--pairs N] [--malformed N] [--repeat N] [--seed N] [--replay FILE]",
+        about: "random worlds (10^7 pairs) and malformed packets (10^8): evaluator, tables and programs agree",
+        run: soak::task,
     },
     Task {
         name: "bench",

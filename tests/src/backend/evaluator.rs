@@ -73,7 +73,7 @@ impl Backend for Evaluator {
 }
 
 /// The changes of the world that bring it to `state`.
-pub(super) fn deltas(objects: &mut Objects, state: &State) -> Vec<Delta> {
+pub(crate) fn deltas(objects: &mut Objects, state: &State) -> Vec<Delta> {
     let changes = objects.update(state).into_iter();
     changes
         .filter_map(|change| match change {
@@ -99,7 +99,7 @@ fn gone(kind: &str, namespace: &str, name: &str, object: &serde_json::Value) -> 
 }
 
 /// A world seen from the node under test, with the addresses that it has in every topology.
-pub(super) fn new_world() -> World {
+pub(crate) fn new_world() -> World {
     let mut world = World::new(State::NODE);
     let v4 = [Node::ADDRESS4, Node::GATEWAY4].map(IpAddr::V4);
     let v6 = [Node::ADDRESS6, Node::GATEWAY6].map(IpAddr::V6);
@@ -108,7 +108,7 @@ pub(super) fn new_world() -> World {
 }
 
 /// The opening packet of a pair.
-pub(super) fn query(places: &Places, pair: &Pair) -> Result<Query> {
+pub(crate) fn query(places: &Places, pair: &Pair) -> Result<Query> {
     let (from, to) = (place(places, &pair.from)?, place(places, &pair.to)?);
     Ok(Query {
         source: address(from, pair.family)?,

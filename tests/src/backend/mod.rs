@@ -10,6 +10,7 @@ mod run;
 mod wire;
 
 pub use evaluator::Evaluator;
+pub(crate) use evaluator::{deltas, new_world, query};
 pub use kernel::Kernel;
 pub use kind::{Kind, run_all};
 pub use memory::Memory;
