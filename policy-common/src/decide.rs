@@ -11,7 +11,7 @@ use crate::abi::{
 use crate::case::{Case, case, opener, window};
 use crate::family::Family;
 use crate::flow::{FlowMaps, FlowWord, Host, State, flow_flags, fragments, key_check};
-use crate::judge::{Judge, Sides};
+use crate::judge::{Judge, Sides, opened_class};
 use crate::packet::{Packet, facts, protocol, tcp};
 use crate::reason::Reason;
 use crate::side::{self, Side};
@@ -344,7 +344,7 @@ fn one_way<F: Family, M: Maps<F>>(
     maps.side(Side {
         row: if ingress { step.word.ingress_row } else { step.word.egress_row },
         config: step.config,
-        class: peer.class,
+        class: if ingress { peer.class } else { opened_class(peer) },
         host: peer.flags,
         protocol,
         port: if ingress { step.local_port } else { step.remote_port },

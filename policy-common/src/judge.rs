@@ -46,10 +46,10 @@ impl<F: Family, M: PolicyMaps<F>> Judge<F> for M {
 
 /// What the tables say of an address: class and flags. An address of the own node has the class of its prefix: its
 /// own processes are known by the packet's path, and what else carries the address was masqueraded by the node and may
-/// come from anywhere.
+/// come from anywhere. The class of its word, see [`opened_class`], is what a pod that opens to it is judged by.
 #[inline(always)]
 pub fn classify<F: Family, M: PolicyMaps<F>>(maps: &M, address: &F::Address) -> HostWord {
-    let mut flags = 0;
+    let (mut flags, mut own) = (0, 0);
     let slot = maps.host(address);
     if slot != 0 {
         let word = HostWord::unpack(maps.host_word(slot));
@@ -58,12 +58,19 @@ pub fn classify<F: Family, M: PolicyMaps<F>>(maps: &M, address: &F::Address) -> 
             if word.flags & host_flags::OWN_NODE == 0 {
                 return word;
             }
-            flags = word.flags;
+            (flags, own) = (word.flags, word.class);
         }
     }
     let slot = maps.prefix(address);
     let class = if slot == 0 { CLASS_NONE } else { HostWord::unpack(maps.host_word(slot)).class };
-    HostWord { check: 0, class, flags }
+    HostWord { check: own as u32, class, flags }
+}
+
+/// The class by which egress towards an address is judged, out of what [`classify`] said of it.
+#[inline(always)]
+#[must_use]
+pub const fn opened_class(word: HostWord) -> u16 {
+    if word.flags & host_flags::NODE_PORTS != 0 { word.check as u16 } else { word.class }
 }
 
 /// The cell's rule set id and the outcome for a packet of `protocol` to the responder's `port`.

@@ -72,11 +72,12 @@ pub fn judge_side(
         return Verdict::plain(Reason::Allowed);
     }
     let own = side.host & host_flags::OWN_NODE != 0;
-    if !ingress && (own || side.host & host_flags::FRONTEND != 0) {
+    let judged_here = side.host & host_flags::NODE_PORTS != 0;
+    if !ingress && (own && !judged_here || side.host & host_flags::FRONTEND != 0) {
         // What the node delivers to itself is allowed; what it sends on is judged where it goes.
         return Verdict::plain(if own { Reason::OwnNode } else { Reason::Deferred }).deferred_if(true);
     }
-    if own {
+    if ingress && own {
         if side.config & endpoint_config::MASQUERADED_ALLOW != 0 {
             return Verdict::plain(Reason::OwnNode);
         }
@@ -98,7 +99,9 @@ pub fn judge_side(
     } else {
         Reason::DeniedByRule
     };
-    Verdict::judged(reason, outcome, side.class, id)
+    // Ports of the node that nobody has told of may lead elsewhere too.
+    let deferred = own && !ingress && outcome.action() == action::ALLOW;
+    Verdict::judged(reason, outcome, side.class, id).deferred_if(deferred)
 }
 
 #[cfg(test)]

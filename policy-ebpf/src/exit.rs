@@ -4,7 +4,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use policy_common::abi::{
     Direction, EndpointWord, ROW_OPEN, counter_index, counter_untagged, endpoint_words, interface_flags,
-    interface_kind, tag,
+    interface_kind, meta_flags, meta_words, tag,
 };
 use policy_common::exit::{Leaving, leaving};
 use policy_common::flow::Host;
@@ -12,7 +12,7 @@ use policy_common::reason::Reason;
 use policy_common::tagged;
 use policy_common::verdict::Verdict;
 
-use crate::access::{Kernel, interface};
+use crate::access::{Kernel, interface, meta};
 use crate::behind::{UNTAGGED, exit4, exit6, owner};
 use crate::count::count;
 use crate::found::{ARP, SLOW, SLOW4, SLOW6};
@@ -79,6 +79,9 @@ extern "C" fn leave(context: *mut __sk_buff, at: u32, sender: u32) -> u64 {
             return 1;
         }
         count(counter_untagged(if at_exit { Direction::Egress } else { Direction::Ingress }), skb.len());
+        if meta(meta_words::FLAGS) & meta_flags::BACKENDS != 0 {
+            return 1;
+        }
     } else if !tagged::names(mark, kernel.endpoint(endpoint_words::IDENTITY)) {
         // Nobody is left to whom the drop could be told.
         count(counter_index(Reason::StaleTag, Direction::Egress), skb.len());

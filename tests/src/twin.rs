@@ -8,7 +8,7 @@ use crate::{net::Netns, pins::PinDir, programs::Programs, test_run};
 use anyhow::{Context, Result, bail, ensure};
 use policy_agent::datapath::{Config, Datapath, Endpoint, OBJECT, load, spec::MapId};
 use policy_common::{
-    abi::{Direction, endpoint_words, interface_flags},
+    abi::{Direction, endpoint_words, interface_flags, meta_words},
     event::event_flags,
     reason::Reason,
 };
@@ -114,6 +114,12 @@ impl Twin {
         self.memory.tables.apply_all(&ops)?;
         self.plans += 1;
         Ok(self.datapath.executor.apply(&Plan { number: self.plans, ops })?)
+    }
+
+    /// Sets the switches of both.
+    pub fn switch(&mut self, flags: u64) -> Result<()> {
+        self.datapath.executor.set_meta(meta_words::FLAGS, flags)?;
+        self.follow()
     }
 
     /// Opens or closes the pick-up window of both.

@@ -6,7 +6,7 @@ use policy_agent::datapath::Executor;
 use policy_common::abi::{
     Direction::{self, Egress, Ingress},
     EndpointWord, HostWord, Interval, Outcome, ROW_CLOSED, ROW_OPEN, RuleSet, action, endpoint_config,
-    host_flags, tag,
+    host_flags, meta_flags, tag,
 };
 use policy_common::{event::event_flags, reason::Reason};
 use policy_engine::{
@@ -25,6 +25,8 @@ const POD: [&str; 2] = ["10.9.0.2", "fd00:9::2"];
 const OTHER_POD: [&str; 2] = ["10.9.0.5", "fd00:9::5"];
 const NODE: [&str; 2] = ["10.9.0.1", "fd00:9::1"];
 const FRONTEND: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
+/// An address of the node with a port, 81, that leads to something forbidden.
+const PORTS: [&str; 2] = ["10.9.0.9", "fd00:9::9"];
 /// A backend of class 1, to which row 2 allows port 80, and one of class 2, to which it allows nothing.
 const GOOD: [&str; 2] = ["10.9.1.1", "fd00:9:1::1"];
 const BAD: [&str; 2] = ["10.9.1.2", "fd00:9:1::2"];
@@ -45,11 +47,15 @@ fn tables() -> Vec<Op> {
     let one = Interval { low: 80, high: 80, outcome: allow };
     let some = RuleSet { base: 0, n_tcp: 1, n_udp: 1, other: allow, ..RuleSet::default() };
     let all = RuleSet { other: allow, default: allow, ..RuleSet::default() };
+    let closed = Interval { low: 81, high: 81, outcome: Outcome::DROP };
+    let open = Outcome::new(action::ALLOW, 0);
+    let ports = RuleSet { base: 2, n_tcp: 1, other: open, default: open, ..RuleSet::default() };
     let mut ops = vec![
-        Op::Intervals { base: 0, values: vec![one, one] },
+        Op::Intervals { base: 0, values: vec![one, one, closed] },
+        Op::RuleSet { id: 3, value: ports },
         Op::RuleSet { id: 1, value: some },
         Op::RuleSet { id: 2, value: all },
-        Op::Row { row: SOME, cells: vec![0, 1, 0, 0] },
+        Op::Row { row: SOME, cells: vec![0, 1, 0, 0, 3] },
         Op::Row { row: FROM_OTHER, cells: vec![0, 0, 0, 2] },
     ];
     let mut slot = 0;
@@ -60,6 +66,7 @@ fn tables() -> Vec<Op> {
             (OTHER_POD[family], 3, host_flags::POD),
             (NODE[family], 0, host_flags::OWN_NODE),
             (FRONTEND[family], 0, host_flags::FRONTEND),
+            (PORTS[family], 4, host_flags::OWN_NODE | host_flags::NODE_PORTS),
         ] {
             slot += 1;
             let address = ip(text);
@@ -119,6 +126,49 @@ fn segment(from: &str, to: &str, ports: (u16, u16), bits: u8) -> Packet {
 const DENIED: (bool, Option<Reason>) = (false, Some(Reason::NoRuleMatched));
 const OUT: At = At::Pod(Egress);
 const IN: At = At::Pod(Ingress);
+
+/// What a pod opens to them is judged at its own hook, what comes from them is not.
+#[test]
+fn ports_of_the_node_that_lead_to_services_are_judged_by_its_word() {
+    let mut node = Node::new();
+    node.rows(SLOT, SOME, SOME);
+    for family in 0..2 {
+        for (port, passes) in [(80, true), (81, false), (82, true)] {
+            let packet = segment(POD[family], PORTS[family], (1000 + port, port), flags::SYN);
+            let judged = node.judge(OUT, FORWARDED, &packet);
+            assert_eq!(judged.passes, passes, "{port}");
+            let reason = if passes { Reason::Allowed } else { Reason::NoRuleMatched };
+            assert_eq!(judged.verdict.unwrap().reason(), reason);
+            // Nobody knows all that the node's ports lead to.
+            assert_eq!(judged.tag & tag::DEFERRED != 0, passes);
+        }
+        // The class of the word would let it in.
+        assert_eq!(
+            node.reason(IN, FORWARDED, &segment(PORTS[family], POD[family], (7, 80), flags::SYN)),
+            DENIED
+        );
+        let process = Way { ingress_ifindex: 0, ..FORWARDED };
+        let packet = segment(PORTS[family], POD[family], (8, 80), flags::SYN);
+        assert_eq!(node.reason(IN, process, &packet), (true, Some(Reason::OwnNode)));
+    }
+    node.twin.compare_counters().unwrap();
+}
+
+/// Where the pods' own hooks judge traffic to Services, a packet without tag has been judged.
+#[test]
+fn without_a_tag_nothing_is_left_where_backends_are_judged() {
+    let mut node = Node::new();
+    node.rows(OTHER.0, ROW_CLOSED, SOME);
+    let way = Way { ingress_ifindex: OTHER.1, ..FORWARDED };
+    for (flags, passes) in [(0, false), (meta_flags::BACKENDS, true), (0, false)] {
+        node.twin.switch(flags).unwrap();
+        for family in 0..2 {
+            let packet = segment(OTHER_POD[family], BAD[family], (1000, 80), flags::SYN);
+            // Some kernels cannot be told how a packet came in.
+            assert_eq!(node.judge(At::Exit, way, &packet).passes, passes || !node.twin.ways);
+        }
+    }
+}
 
 #[test]
 fn an_isolated_pod_leaves_the_judgement_to_the_exit() {
@@ -368,8 +418,11 @@ fn random_packets_everywhere() {
             let (ingress, egress) = (dice.below(4) as u16, dice.below(4) as u16);
             node.rows(slot, ingress, egress);
         }
+        if dice.below(200) == 0 {
+            node.twin.switch(dice.one([0, meta_flags::BACKENDS])).unwrap();
+        }
         let family = dice.below(2);
-        let remote = dice.one([GOOD, BAD, NODE, FRONTEND, OTHER_POD, POD])[family];
+        let remote = dice.one([GOOD, BAD, NODE, PORTS, FRONTEND, OTHER_POD, POD])[family];
         let at = dice.one([IN, OUT, At::Exit]);
         let (from, to) = match at {
             At::Pod(Ingress) => (remote, POD[family]),

@@ -4,9 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use policy_common::abi::{Direction, Interval, Outcome};
+use policy_common::abi::{Direction, Interval, Outcome, action};
 
-use crate::model::{ContainerPort, ObjectKey, Policy, Rule};
+use crate::model::{ContainerPort, ObjectKey, Policy, Protocol, Rule};
 use crate::verdict::RuleRef;
 
 /// A hooked local pod.
@@ -162,6 +162,36 @@ impl SetContent {
     #[must_use]
     pub fn len(&self) -> usize {
         self.intervals.iter().map(Vec::len).sum()
+    }
+
+    /// Everything passes, by no rule.
+    #[must_use]
+    pub fn open() -> Self {
+        let allow = Outcome::new(action::ALLOW, 0);
+        Self { intervals: Default::default(), other: allow, default: allow }
+    }
+
+    /// What happens to a packet to this port.
+    #[must_use]
+    pub fn outcome(&self, protocol: Protocol, port: u16) -> Outcome {
+        let intervals = &self.intervals[protocol as usize];
+        let at = intervals.partition_point(|interval| interval.high < port);
+        intervals.get(at).filter(|interval| interval.low <= port).map_or(self.default, |i| i.outcome)
+    }
+
+    /// Decides one port anew.
+    pub fn put(&mut self, protocol: Protocol, port: u16, outcome: Outcome) {
+        if self.outcome(protocol, port) == outcome {
+            return;
+        }
+        let intervals = &mut self.intervals[protocol as usize];
+        let at = intervals.partition_point(|interval| interval.high < port);
+        let mut parts = Vec::new();
+        let old = intervals.get(at).filter(|interval| interval.low <= port).copied();
+        parts.extend(old.filter(|o| o.low < port).map(|o| Interval { high: port - 1, ..o }));
+        parts.push(Interval { low: port, high: port, outcome });
+        parts.extend(old.filter(|o| o.high > port).map(|o| Interval { low: port + 1, ..o }));
+        intervals.splice(at..at + usize::from(old.is_some()), parts);
     }
 
     /// Whether nothing matches: such a cell is 0.

@@ -12,6 +12,7 @@ use crate::model::{
     Rule,
 };
 use crate::oracle::{self, pod_of_peer};
+use crate::services;
 use crate::verdict::{Evaluation, Field, Nearest, Query, RuleRef, Side};
 use crate::words;
 use crate::world::{Entity, World};
@@ -23,8 +24,21 @@ use crate::world::{Entity, World};
 #[must_use]
 pub fn nearest(world: &World, direction: Direction, query: &Query) -> Option<Nearest> {
     let pod = oracle::subject(world, direction, query)?;
+    if direction == Direction::Egress
+        && let Some(backends) = services::backends(world, &pod, query)
+    {
+        // The backend that is not allowed.
+        let judged = backends.into_iter().filter(|backend| !world.is_node_of(&pod, backend.0));
+        return judged
+            .map(|backend| services::towards(query, backend))
+            .find_map(|query| nearest_of(world, &pod, direction, &query));
+    }
+    nearest_of(world, &pod, direction, query)
+}
+
+fn nearest_of(world: &World, pod: &Pod, direction: Direction, query: &Query) -> Option<Nearest> {
     let mut best: Option<(Distance, Candidate<'_>)> = None;
-    for policy in oracle::isolating(world, &pod, direction) {
+    for policy in oracle::isolating(world, pod, direction) {
         for (index, rule) in oracle::rules(policy, direction)?.iter().enumerate() {
             let candidate = Candidate { world, policy, rule, direction, query, index };
             let distance = candidate.distance();
@@ -256,11 +270,19 @@ fn side_text(
             writeln!(out, "      {} wanted: {}", nearest.field.name(), nearest.wanted)?;
             writeln!(out, "      {} got: {}", nearest.field.name(), nearest.got)
         }
+        None if !side.allows() && has_no_backend(world, query, direction) => {
+            writeln!(out, "    nearest rule: none, the Service has no backend")
+        }
         None if !side.allows() => {
             writeln!(out, "    nearest rule: none, these policies have no {name} rules")
         }
         None => Ok(()),
     }
+}
+
+fn has_no_backend(world: &World, query: &Query, direction: Direction) -> bool {
+    let pod = oracle::subject(world, direction, query).filter(|_| direction == Direction::Egress);
+    pod.and_then(|pod| services::backends(world, &pod, query)).is_some_and(|backends| backends.is_empty())
 }
 
 fn why(world: &World, query: &Query, side: &Side) -> &'static str {

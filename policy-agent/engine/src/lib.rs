@@ -20,6 +20,7 @@ pub mod planner;
 pub mod read;
 pub mod rule_ids;
 pub mod select;
+pub mod services;
 pub mod tables;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

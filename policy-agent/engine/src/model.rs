@@ -201,7 +201,28 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
 }
 
-/// A Service. Enforcement asks for its addresses alone; where they lead is told to people who ask.
+/// How what a pod opens to a Service is judged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ServiceMode {
+    /// Behind the node's translation, by the backend that it chose.
+    #[default]
+    Tag,
+    /// Before it, by all backends that it may choose: every one must be allowed.
+    Backends,
+}
+
+impl ServiceMode {
+    /// Name in settings and output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tag => "tag",
+            Self::Backends => "backends",
+        }
+    }
+}
+
+/// A Service. Where it leads is asked only in [`ServiceMode::Backends`], and by people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
     /// Namespace and name.
@@ -217,12 +238,48 @@ pub struct Service {
 /// A port of a Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
+    /// Name, by which EndpointSlices know it; empty when it has none.
+    pub name: Arc<str>,
     /// Protocol.
     pub protocol: Protocol,
     /// Number at the Service's addresses.
     pub port: u16,
+    /// Number at every address of every node.
+    pub node_port: Option<u16>,
     /// Where it leads on a pod.
     pub target: TargetPort,
+}
+
+/// Some backends of a Service, of one address family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Namespace and name.
+    pub key: ObjectKey,
+    /// The Service, in the same namespace; empty when it belongs to none.
+    pub service: Arc<str>,
+    /// Ports of the backends, by the name of the Service's port.
+    pub ports: Vec<SlicePort>,
+    /// Addresses of the backends that connections may go to: ready, or ending and still serving.
+    pub serving: Vec<IpAddr>,
+}
+
+impl EndpointSlice {
+    /// Key of the Service.
+    #[must_use]
+    pub fn service_key(&self) -> ObjectKey {
+        ObjectKey { namespace: self.key.namespace.clone(), name: self.service.clone() }
+    }
+}
+
+/// A port of an EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// Name of the Service's port; empty when it has none.
+    pub name: Arc<str>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Number at the backends.
+    pub port: u16,
 }
 
 /// Port of a pod to which a Service leads.

@@ -11,6 +11,7 @@ use policy_common::reason::Reason;
 
 use crate::explain;
 use crate::model::{NamespaceScope, Peer, Peers, Pod, Policy, PortMatch, Ports, Protocol, Rule};
+use crate::services;
 use crate::verdict::{Evaluation, Query, RuleRef, Side};
 use crate::world::World;
 
@@ -79,20 +80,19 @@ pub(crate) fn judge(
     pod: &Pod,
     isolating: &[&Arc<Policy>],
 ) -> Side {
-    let allowed_by = isolating.iter().find_map(|policy| {
-        let rules = rules(policy, direction)?;
-        let index = rules.iter().position(|rule| rule_matches(world, policy, rule, direction, query))?;
-        Some(RuleRef {
-            policy: policy.key.clone(),
-            direction,
-            index: u32::try_from(index).unwrap_or(u32::MAX),
-        })
-    });
+    let backends = if direction == Direction::Egress { services::backends(world, pod, query) } else { None };
+    let (passes, allowed_by) = match &backends {
+        Some(backends) => every_backend(world, pod, query, isolating, backends),
+        None => {
+            let rule = first_match(world, direction, query, isolating);
+            (rule.is_some(), rule)
+        }
+    };
     let reason = if isolating.is_empty() {
         Reason::NotIsolated
-    } else if is_own_node_traffic(world, direction, query, pod) {
+    } else if backends.is_none() && is_own_node_traffic(world, direction, query, pod) {
         Reason::OwnNode
-    } else if allowed_by.is_some() || is_to_itself(world, query) {
+    } else if passes || is_to_itself(world, query) {
         Reason::Allowed
     } else {
         Reason::NoRuleMatched
@@ -104,6 +104,49 @@ pub(crate) fn judge(
         allowed_by: allowed_by.filter(|_| reason == Reason::Allowed),
         nearest: None,
     }
+}
+
+/// The first rule that matches, in order of policy key and rule index.
+fn first_match(
+    world: &World,
+    direction: Direction,
+    query: &Query,
+    isolating: &[&Arc<Policy>],
+) -> Option<RuleRef> {
+    isolating.iter().find_map(|policy| {
+        let rules = rules(policy, direction)?;
+        let index = rules.iter().position(|rule| rule_matches(world, policy, rule, direction, query))?;
+        Some(RuleRef {
+            policy: policy.key.clone(),
+            direction,
+            index: u32::try_from(index).unwrap_or(u32::MAX),
+        })
+    })
+}
+
+/// Whether a pod may open to everything that the node may choose, of which there must be something; and by which rule to
+/// the first.
+fn every_backend(
+    world: &World,
+    pod: &Pod,
+    query: &Query,
+    isolating: &[&Arc<Policy>],
+    backends: &[(IpAddr, u16)],
+) -> (bool, Option<RuleRef>) {
+    let judged: Vec<(bool, Option<RuleRef>)> = backends
+        .iter()
+        .map(|backend| {
+            let query = services::towards(query, *backend);
+            // What the node delivers to itself is allowed, whether it was translated or not.
+            if world.is_node_of(pod, query.destination) {
+                return (true, None);
+            }
+            let rule = first_match(world, Direction::Egress, &query, isolating);
+            (rule.is_some(), rule)
+        })
+        .collect();
+    let passes = !judged.is_empty() && judged.iter().all(|(passes, _)| *passes);
+    (passes, judged.into_iter().next().and_then(|(_, rule)| rule).filter(|_| passes))
 }
 
 /// The rules of a policy in a direction; `None` if it does not isolate in that direction.

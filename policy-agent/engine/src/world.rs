@@ -1,6 +1,7 @@
 //! The state of the cluster as this node sees it, and the only way to change it.
 
 mod index;
+mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,7 +11,11 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 
 use self::index::{Index, first_at};
-use crate::model::{Labels, NAMESPACE_NAME_LABEL, Namespace, Node, ObjectKey, Pod, Policy, Service};
+pub use self::services::FrontPort;
+use crate::model::{
+    EndpointSlice, Labels, NAMESPACE_NAME_LABEL, Namespace, Node, ObjectKey, Pod, Policy, Service,
+    ServiceMode,
+};
 
 /// One change. Sources produce nothing else.
 #[derive(Clone, Debug)]
@@ -36,6 +41,12 @@ pub enum Delta {
     Service(Service),
     /// A Service is gone.
     ServiceGone(ObjectKey),
+    /// Backends of a Service were added or changed.
+    EndpointSlice(EndpointSlice),
+    /// An EndpointSlice is gone.
+    EndpointSliceGone(ObjectKey),
+    /// How traffic to Services is judged on this node.
+    ServiceMode(ServiceMode),
     /// A policy was added or changed.
     Policy(Policy),
     /// A policy is gone.
@@ -73,6 +84,10 @@ pub struct World {
     pub nodes: OrdMap<Arc<str>, Arc<Node>>,
     /// Services by key.
     pub services: OrdMap<ObjectKey, Arc<Service>>,
+    /// EndpointSlices by key.
+    pub slices: OrdMap<ObjectKey, Arc<EndpointSlice>>,
+    /// How traffic to Services is judged on this node.
+    pub service_mode: ServiceMode,
     /// Policies by key.
     pub policies: OrdMap<ObjectKey, Arc<Policy>>,
     /// Addresses configured in the host's network namespace.
@@ -98,6 +113,9 @@ impl World {
             Delta::NodeGone(name) => self.remove_node(&name),
             Delta::Service(new) => self.put_service(new),
             Delta::ServiceGone(key) => self.remove_service(&key),
+            Delta::EndpointSlice(new) => self.put_slice(new),
+            Delta::EndpointSliceGone(key) => self.remove_slice(&key),
+            Delta::ServiceMode(new) => std::mem::replace(&mut self.service_mode, new) != new,
             Delta::Policy(new) => put(&mut self.policies, new.key.clone(), new).is_some(),
             Delta::PolicyGone(key) => self.policies.remove(&key).is_some(),
             Delta::HostAddresses(new) => {
@@ -148,30 +166,6 @@ impl World {
         earlier.index.pods.diff(&self.index.pods).map(|change| match change {
             DiffItem::Add(address, _) | DiffItem::Remove(address, _) => *address,
             DiffItem::Update { new: (address, _), .. } => *address,
-        })
-    }
-
-    /// Addresses of Services, with the first Service that has each, in order of address.
-    pub fn frontends(&self) -> impl Iterator<Item = (IpAddr, &ObjectKey)> {
-        let mut last = None;
-        let all = self.index.services.iter();
-        all.filter_map(move |(address, key)| {
-            (last.replace(*address) != Some(*address)).then_some((*address, key))
-        })
-    }
-
-    /// Whether a Service has the address.
-    #[must_use]
-    pub fn is_frontend(&self, address: IpAddr) -> bool {
-        first_at(&self.index.services, address).is_some()
-    }
-
-    /// Addresses that came to, or went from, a Service since an earlier state of this world.
-    pub fn changed_frontends<'a>(&'a self, earlier: &'a Self) -> impl Iterator<Item = IpAddr> + 'a {
-        earlier.index.services.diff(&self.index.services).map(|change| match change {
-            imbl::ordset::DiffItem::Add((address, _)) | imbl::ordset::DiffItem::Remove((address, _)) => {
-                *address
-            }
         })
     }
 
@@ -262,26 +256,6 @@ impl World {
         let Some(old) = self.nodes.remove(name) else { return false };
         for address in &old.addresses {
             self.index.nodes.remove(&(*address, name.clone()));
-        }
-        true
-    }
-
-    fn put_service(&mut self, new: Service) -> bool {
-        let old = self.services.get(&new.key).cloned();
-        let Some(service) = put(&mut self.services, new.key.clone(), new) else { return false };
-        for address in old.iter().flat_map(|old| &old.addresses) {
-            self.index.services.remove(&(*address, service.key.clone()));
-        }
-        for address in &service.addresses {
-            self.index.services.insert((*address, service.key.clone()));
-        }
-        true
-    }
-
-    fn remove_service(&mut self, key: &ObjectKey) -> bool {
-        let Some(old) = self.services.remove(key) else { return false };
-        for address in &old.addresses {
-            self.index.services.remove(&(*address, key.clone()));
         }
         true
     }

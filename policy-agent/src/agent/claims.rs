@@ -80,6 +80,9 @@ impl Claims {
             | Delta::NodeGone(_)
             | Delta::Service(_)
             | Delta::ServiceGone(_)
+            | Delta::EndpointSlice(_)
+            | Delta::EndpointSliceGone(_)
+            | Delta::ServiceMode(_)
             | Delta::Policy(_)
             | Delta::PolicyGone(_)
             | Delta::HostAddresses(_)) => other,

@@ -123,11 +123,14 @@ fn gone(delta: &Delta) -> Option<Delta> {
         Delta::Pod(p) => Delta::PodGone { key: p.key.clone(), uid: p.uid.clone() },
         Delta::Node(n) => Delta::NodeGone(n.name.clone()),
         Delta::Service(s) => Delta::ServiceGone(s.key.clone()),
+        Delta::EndpointSlice(s) => Delta::EndpointSliceGone(s.key.clone()),
         Delta::Policy(p) => Delta::PolicyGone(p.key.clone()),
         Delta::NamespaceGone(_)
         | Delta::PodGone { .. }
         | Delta::NodeGone(_)
         | Delta::ServiceGone(_)
+        | Delta::EndpointSliceGone(_)
+        | Delta::ServiceMode(_)
         | Delta::PolicyGone(_)
         | Delta::HostAddresses(_) => return None,
     })

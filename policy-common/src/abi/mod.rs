@@ -156,6 +156,9 @@ pub mod host_flags {
     pub const FQDN: u16 = 8;
     /// Address of a pod.
     pub const POD: u16 = 16;
+    /// Beside [`OWN_NODE`]: some of its ports lead elsewhere, so what a pod opens to it is judged by the class in the
+    /// word. What comes from it has the class of its prefix all the same.
+    pub const NODE_PORTS: u16 = 32;
 }
 
 /// The word of an interface: {interface index 32, slot 16, kind 8, flags 8}.
@@ -417,6 +420,8 @@ pub mod meta_words {
 pub mod meta_flags {
     /// Report the verdict of each new allowed flow.
     pub const VERDICTS: u64 = 1;
+    /// Traffic to Services was judged at the pod's hook: where a packet has lost its tag, nothing is left to be judged.
+    pub const BACKENDS: u64 = 2;
 }
 
 const _: () = {

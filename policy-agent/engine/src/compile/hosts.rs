@@ -8,10 +8,11 @@ use policy_common::abi::host_flags;
 
 use super::atoms::{AtomId, Atoms};
 use super::blocks::Blocks;
+use super::fronts::{Backend, Front};
 use super::groups::{GroupId, Groups, PortsId};
 use super::policies::{PortName, Selection};
 use crate::desired::HostTarget;
-use crate::model::{ContainerPort, Pod};
+use crate::model::{ContainerPort, Pod, ServiceMode};
 use crate::world::World;
 
 /// What makes addresses equal for all rules: the atoms that contain them, and numbers of port names; both sorted.
@@ -21,6 +22,8 @@ pub(crate) struct Signature {
     pub(crate) atoms: Vec<AtomId>,
     /// Ports of the pod that egress rules which match it call by name.
     pub(crate) names: Vec<ContainerPort>,
+    /// Where its ports lead, of an address that is judged before the node translates it.
+    pub(crate) front: Option<Front>,
 }
 
 /// Classes. 0 is the empty signature.
@@ -74,7 +77,7 @@ impl Memo {
         let of_blocks = blocks
             .signatures
             .iter()
-            .map(|atoms| classes.id(Signature { atoms: atoms.clone(), names: Vec::new() }))
+            .map(|atoms| classes.id(Signature { atoms: atoms.clone(), ..Signature::default() }))
             .collect();
         Self { live, names, of_blocks, ..Self::default() }
     }
@@ -132,7 +135,9 @@ impl Walk<'_> {
                 hosts.extend(self.target(address).map(|target| (address, target)));
             }
         }
-        hosts.extend(world.host_addresses.iter().map(|address| (*address, self.own(*address))));
+        for address in world.host_addresses.iter() {
+            hosts.insert(*address, self.own(*address));
+        }
         hosts
     }
 
@@ -142,6 +147,9 @@ impl Walk<'_> {
         let mut changed: BTreeSet<IpAddr> = world.changed_pod_addresses(earlier).collect();
         changed.extend(world.host_addresses.symmetric_difference(&earlier.host_addresses));
         changed.extend(world.changed_frontends(earlier));
+        if self.deferring && world.service_mode == ServiceMode::Backends {
+            changed.extend(world.changed_fronts(earlier, &changed));
+        }
         for address in changed {
             match self.target(address) {
                 Some(target) => hosts.insert(address, target),
@@ -160,14 +168,53 @@ impl Walk<'_> {
         if !(self.deferring && world.is_frontend(address)) {
             return pod;
         }
-        // Whatever does not translate the address leaves it to be judged as itself.
         let class = pod.map_or_else(|| self.memo.of_block(self.blocks.at(address)), |pod| pod.class);
-        Some(HostTarget { class, flags: host_flags::FRONTEND | pod.map_or(0, |pod| pod.flags) })
+        match world.service_mode {
+            // Whatever does not translate the address leaves it to be judged as itself.
+            ServiceMode::Tag => {
+                Some(HostTarget { class, flags: host_flags::FRONTEND | pod.map_or(0, |pod| pod.flags) })
+            }
+            ServiceMode::Backends => {
+                let flags = pod.map_or(0, |pod| pod.flags);
+                Some(HostTarget { class: self.front(address, false, class), flags })
+            }
+        }
     }
 
-    fn own(&self, address: IpAddr) -> HostTarget {
+    fn own(&mut self, address: IpAddr) -> HostTarget {
         let class = self.memo.of_block(self.blocks.at(address));
-        HostTarget { class, flags: host_flags::OWN_NODE }
+        match self.world.service_mode {
+            ServiceMode::Backends if self.deferring => {
+                let flags = host_flags::OWN_NODE | host_flags::NODE_PORTS;
+                HostTarget { class: self.front(address, true, class), flags }
+            }
+            ServiceMode::Backends | ServiceMode::Tag => HostTarget { class, flags: host_flags::OWN_NODE },
+        }
+    }
+
+    /// Class of an address that the node translates; `itself` = its class where nothing does.
+    fn front(&mut self, address: IpAddr, own: bool, itself: u32) -> u32 {
+        let ports = self.world.front_ports(address);
+        if ports.is_empty() && !own {
+            return itself;
+        }
+        let mut list = Vec::with_capacity(ports.len());
+        for port in ports {
+            let backends = port.backends.into_iter().map(|(address, number)| self.backend(address, number));
+            list.push((port.protocol, port.port, backends.collect()));
+        }
+        let signature = Signature::clone(&self.classes.list[itself as usize]);
+        self.classes.id(Signature { front: Some(Front::new(own, list)), ..signature })
+    }
+
+    fn backend(&mut self, address: IpAddr, port: u16) -> Backend {
+        let world = self.world;
+        if world.is_host_address(address) {
+            return Backend::Node;
+        }
+        let known = world.pod_at(address).map(|pod| self.groups.of(&pod));
+        let pod = known.and_then(|(group, ports)| self.pod(address, group, ports));
+        Backend::Class(pod.map_or_else(|| self.memo.of_block(self.blocks.at(address)), |pod| pod.class), port)
     }
 
     fn pod(&mut self, address: IpAddr, group: GroupId, ports: PortsId) -> Option<HostTarget> {
@@ -193,7 +240,7 @@ impl Walk<'_> {
         atoms.dedup();
         let pod = if ports == 0 { None } else { self.world.pod_at(address) };
         let names = pod.map(|pod| self.relevant(&pod, &atoms)).unwrap_or_default();
-        let class = self.classes.id(Signature { atoms, names });
+        let class = self.classes.id(Signature { atoms, names, front: None });
         self.memo.remember(group, block, ports, class);
         class
     }

@@ -8,6 +8,7 @@
 
 mod atoms;
 mod blocks;
+mod fronts;
 mod groups;
 mod hosts;
 mod policies;
@@ -105,6 +106,9 @@ impl Compiler {
         }
         let deferring = self.selection.endpoints.iter().any(|e| e.egress != RowChoice::Open);
         if std::mem::replace(&mut self.deferring, deferring) != deferring {
+            self.walked = None;
+        }
+        if self.walked.as_ref().is_some_and(|earlier| earlier.service_mode != world.service_mode) {
             self.walked = None;
         }
         let walk = Walk {

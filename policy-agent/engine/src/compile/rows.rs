@@ -55,7 +55,20 @@ impl Cells {
     /// Fills the cells of classes that are new.
     pub(crate) fn extend(&mut self, row: &Row, classes: &Classes, sets: &mut Sets, intervals_per_set: u32) {
         for signature in &classes.list[self.cells.len()..] {
-            let cell = self.cell(row, signature, sets, intervals_per_set);
+            let itself = self.cell(row, signature, sets, intervals_per_set);
+            let cell = match &signature.front {
+                // Where a packet comes from, nothing is translated.
+                Some(front) if row.names_of_class() => {
+                    // Classes of backends have lower numbers.
+                    let of = |class: u32| -> &SetContent {
+                        let cell = self.cells.get(class as usize).copied().unwrap_or(0);
+                        &sets.list[cell as usize]
+                    };
+                    let set = front.set(&sets.list[itself as usize], of);
+                    self.set(set, sets, intervals_per_set)
+                }
+                Some(_) | None => itself,
+            };
             self.cells.push(cell);
         }
     }
@@ -79,16 +92,20 @@ impl Cells {
         }
         let matches = key.0.iter().map(|i| &row.rules[*i as usize]);
         let set = flatten(matches.map(|r| Match { ports: row.ports(r), outcome: r.outcome }), names);
-        let longest = set.intervals.iter().map(Vec::len).max().unwrap_or(0);
-        let longest = u32::try_from(longest).unwrap_or(u32::MAX);
-        let cell = if longest > limit {
-            // Whoever installs this all the same lets nothing pass here.
-            self.oversized = Some(self.oversized.unwrap_or(0).max(longest));
-            0
-        } else {
-            sets.id(set)
-        };
+        let cell = self.set(set, sets, limit);
         self.by_rules.insert(key, cell);
         cell
+    }
+
+    /// The number of a rule set; 0 for one that is too large.
+    fn set(&mut self, set: SetContent, sets: &mut Sets, limit: u32) -> u32 {
+        let longest = set.intervals.iter().map(Vec::len).max().unwrap_or(0);
+        let longest = u32::try_from(longest).unwrap_or(u32::MAX);
+        if longest > limit {
+            // Whoever installs this all the same lets nothing pass here.
+            self.oversized = Some(self.oversized.unwrap_or(0).max(longest));
+            return 0;
+        }
+        sets.id(set)
     }
 }

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use policy_common::abi::Direction;
+
 use super::atoms::{AtomId, Target};
 use super::hosts::Classes;
 use super::policies::Selection;
-use crate::desired::Desired;
+use crate::desired::{Desired, DesiredRow};
 
 /// What the policies of one namespace need. What several namespaces need counts for each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,8 +46,15 @@ pub(crate) fn shares(
             }
         }
     }
+    let egress = |row: &&DesiredRow| row.spec.direction == Direction::Egress;
+    let egress: BTreeSet<Arc<str>> =
+        desired.rows.iter().filter(egress).map(|row| row.spec.namespace()).collect();
     let owners_of = |class: u32| -> BTreeSet<&Arc<str>> {
         let signature = &classes.list[class as usize];
+        if signature.front.is_some() {
+            // There for whoever opens to Services.
+            return egress.iter().collect();
+        }
         signature.atoms.iter().filter_map(|a| owners.get(a)).flatten().collect()
     };
     let mut used: BTreeMap<u32, (u32, u32)> = BTreeMap::new();

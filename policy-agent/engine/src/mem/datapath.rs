@@ -215,6 +215,9 @@ impl MemDatapath {
         let (slot, untagged) = match leaving(way.tag, way.ingress_ifindex != 0) {
             Leaving::Judged => return judged,
             Leaving::Deferred => (tag::slot(way.tag), false),
+            Leaving::Untagged if self.meta[meta_words::FLAGS as usize] & meta_flags::BACKENDS != 0 => {
+                return judged;
+            }
             Leaving::Untagged => match self.sender(way.ingress_ifindex, frame) {
                 Some(slot) => (slot, true),
                 None => return judged,

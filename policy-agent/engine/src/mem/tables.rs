@@ -8,7 +8,7 @@ use policy_common::abi::{
     Direction, EndpointWord, HostWord, Interval, Outcome, ROW_CLOSED, ROW_OPEN, RuleSet,
 };
 use policy_common::family::{V4, V6};
-use policy_common::judge::{PolicyMaps, classify, look_up};
+use policy_common::judge::{PolicyMaps, classify, look_up, opened_class};
 
 use crate::address;
 use crate::limits::Limits;
@@ -152,7 +152,8 @@ impl MemTables {
         protocol: u8,
         port: u16,
     ) -> Outcome {
-        let (row, class) = (word.row(direction), self.classify(remote).class);
+        let (row, host) = (word.row(direction), self.classify(remote));
+        let class = if direction == Direction::Egress { opened_class(host) } else { host.class };
         match remote {
             IpAddr::V4(_) => look_up::<V4, _>(self, row, class, protocol, port).1,
             IpAddr::V6(_) => look_up::<V6, _>(self, row, class, protocol, port).1,

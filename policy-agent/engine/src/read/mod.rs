@@ -82,8 +82,7 @@ fn one(value: &Value, api_version: &str, kind: &str) -> Read {
         (Group::Core | Group::Missing, "Pod") => named(&root, true, pod::pod),
         (Group::Core | Group::Missing, "Service") => named(&root, true, cluster::service),
         (Group::Policy | Group::Missing, "NetworkPolicy") => named(&root, true, policy::policy),
-        // The datapath judges what a Service turned into, so its backends say nothing to policy.
-        (Group::Discovery | Group::Missing, "EndpointSlice") => None,
+        (Group::Discovery | Group::Missing, "EndpointSlice") => named(&root, true, cluster::endpoint_slice),
         (_, "") => {
             root.bad(format!("{}: ignored", if value.is_object() { "has no kind" } else { "is no object" }));
             None
@@ -124,7 +123,11 @@ fn group(api_version: &str) -> Group {
 }
 
 fn version_notes(root: &At<'_>, api_version: &str, kind: &str) {
-    let expected = if kind == "NetworkPolicy" { "networking.k8s.io/v1" } else { "v1" };
+    let expected = match kind {
+        "NetworkPolicy" => "networking.k8s.io/v1",
+        "EndpointSlice" => "discovery.k8s.io/v1",
+        _ => "v1",
+    };
     if api_version.is_empty() {
         root.note(format!("has no apiVersion: read as {expected}"));
     } else if api_version != expected {

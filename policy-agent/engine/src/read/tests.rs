@@ -356,7 +356,6 @@ fn other_kinds() {
     assert!(calico[0].contains("not enforced"), "{calico:?}");
     let config = told("{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}");
     assert!(config[0].contains("not used"), "{config:?}");
-    assert!(told("{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: a}}").is_empty());
     let old = object(&yaml("{apiVersion: extensions/v1beta1, kind: NetworkPolicy, metadata: {name: a}}"));
     assert!(old.delta.is_some() && !old.broken && old.problems.len() == 1);
 }

@@ -209,7 +209,8 @@ fn move_keys(mirror: &mut Mirror, join: &Join, classes: &Classes, slots: &[u32],
 
 /// Whether the address becomes, or ceases to be, one of the node's own or a Service's.
 pub(crate) fn changes_owner(key: &Joined) -> bool {
-    (key.place.map_or(0, |p| p.flags) ^ key.flags) & (host_flags::OWN_NODE | host_flags::FRONTEND) != 0
+    let judging = host_flags::OWN_NODE | host_flags::FRONTEND | host_flags::NODE_PORTS;
+    (key.place.map_or(0, |p| p.flags) ^ key.flags) & judging != 0
 }
 
 /// Stores the word of every endpoint whose rows change or whose flows must be judged again.

@@ -11,7 +11,7 @@ use super::worlds;
 use crate::desired::Endpoint;
 use crate::limits::Limits;
 use crate::mem::tables::MemTables;
-use crate::model::ObjectKey;
+use crate::model::{ObjectKey, ServiceMode};
 use crate::plan::{Op, Plan};
 use crate::planner::{Held, Planned, Planner, Refusal};
 use crate::rule_ids::RuleIds;
@@ -210,6 +210,7 @@ impl SimNode {
             let word = self.kernel.endpoint(e.slot).unwrap_or_default();
             word.egress_row > ROW_CLOSED
         });
+        let deferring = deferring && world.service_mode == ServiceMode::Tag;
         for (address, key) in
             world.frontends().filter(|(address, _)| deferring && !world.is_host_address(*address))
         {
@@ -270,8 +271,10 @@ impl SimNode {
         let words: BTreeMap<u16, EndpointWord> = self.kernel.dump(0).endpoints.into_iter().collect();
         let mut after = self.kernel.clone();
         after.apply_all(&plan.ops).map_err(|e| format!("plan {}: {e}", plan.number))?;
-        // From the write on by which an address becomes the node's own, or ceases to be, the way of a packet decides.
-        let own = |tables: &MemTables, a| tables.classify(a).flags & host_flags::OWN_NODE;
+        // From the write on by which an address becomes the node's own, or ceases to be, the way of a packet decides. And
+        // from that on by which traffic to the node itself is judged by its ports.
+        let facts = host_flags::OWN_NODE | host_flags::NODE_PORTS;
+        let own = |tables: &MemTables, a| tables.classify(a).flags & facts;
         let stays = |s: &&Sample| own(&self.kernel, s.remote) == own(&after, s.remote);
         let samples: Vec<Sample> = samples.iter().filter(stays).copied().collect();
         let old: Vec<Outcome> = samples.iter().map(|s| self.verdict(s)).collect();

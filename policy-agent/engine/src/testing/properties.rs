@@ -2,11 +2,15 @@
 //!
 //! `POLICY_SEED` repeats one case; `POLICY_CASES` sets how many there are.
 
+use policy_common::abi::action;
+
 use super::node::SimNode;
 use super::rng::Rng;
-use super::samples::samples;
+use super::samples::{front_samples, samples};
 use super::worlds;
 use crate::limits::Limits;
+use crate::model::ServiceMode;
+use crate::world::Delta;
 
 const TINY: Limits = Limits {
     endpoints: 32,
@@ -43,6 +47,39 @@ fn compiled_tables_equal_the_evaluator() {
         assert!(planned.busy.is_none() && planned.refusals.is_empty(), "{planned:?}");
         node.check(&world, &samples)
     });
+}
+
+/// Many Services whose backends change, on a node that judges by them.
+#[test]
+fn services_judged_by_their_backends_equal_the_evaluator() {
+    let counted = std::sync::atomic::AtomicUsize::new(0);
+    for_seeds(400, |rng| {
+        let mut world = worlds::world(rng);
+        world.apply(Delta::ServiceMode(ServiceMode::Backends));
+        worlds::add_services(rng, &mut world);
+        let mut node = SimNode::new(TINY);
+        for _ in 0..5 {
+            let given_up = node.discover(&world)?;
+            let samples = front_samples(rng, &world, &node.endpoints, 60);
+            let planned = node.update(&world, &samples)?;
+            if let Some(table) = planned.busy {
+                node.settle(&samples)?;
+                let again = node.update(&world, &samples)?;
+                assert!(again.busy.is_none(), "{table} twice");
+            }
+            node.check(&world, &samples)?;
+            let passing = samples.iter().filter(|s| node.verdict(s).action() == action::ALLOW);
+            counted.fetch_add(passing.count(), std::sync::atomic::Ordering::Relaxed);
+            for slot in given_up {
+                node.unhook(slot);
+            }
+            worlds::add_services(rng, &mut world);
+            worlds::mutate(rng, &mut world);
+        }
+        Ok(())
+    });
+    let passing = counted.into_inner();
+    assert!(passing > 100 || std::env::var_os("POLICY_SEED").is_some(), "only {passing} samples pass");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use policy_common::reason::Reason;
 use super::rng::Rng;
 use super::worlds;
 use crate::desired::Endpoint;
+use crate::model::Protocol;
 use crate::oracle;
 use crate::rule_ids::{RuleIds, RuleKey};
 use crate::verdict::Query;
@@ -54,6 +55,33 @@ pub fn samples(rng: &mut Rng, world: &World, endpoints: &[Endpoint], count: usiz
             direction: rng.one([Direction::Ingress, Direction::Egress]),
             remote: *remote,
             protocol: rng.one([6, 6, 17, 132, 1]),
+            port,
+        });
+    }
+    samples
+}
+
+/// Random samples of what endpoints open to ports that lead to Services.
+#[must_use]
+pub fn front_samples(rng: &mut Rng, world: &World, endpoints: &[Endpoint], count: usize) -> Vec<Sample> {
+    let own = world.host_addresses.iter().copied();
+    let addresses = world.frontends().map(|(address, _)| address).chain(own);
+    let fronts: Vec<(IpAddr, Protocol, u16)> = addresses
+        .flat_map(|address| {
+            world.front_ports(address).into_iter().map(move |f| (address, f.protocol, f.port))
+        })
+        .collect();
+    let mut samples = Vec::new();
+    for _ in 0..count {
+        let (Some(endpoint), Some(front)) = (rng.pick(endpoints), rng.pick(&fronts)) else { break };
+        let (remote, protocol, port) = *front;
+        let slot = endpoint.slot;
+        let port = if rng.percent(90) { port } else { port + 1 };
+        samples.push(Sample {
+            slot,
+            direction: Direction::Egress,
+            remote,
+            protocol: protocol.number(),
             port,
         });
     }

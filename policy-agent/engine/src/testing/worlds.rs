@@ -9,8 +9,9 @@ use ipnet::IpNet;
 
 use super::rng::Rng;
 use crate::model::{
-    ContainerPort, Labels, NAMESPACE_NAME_LABEL, Namespace, NamespaceScope, Node, ObjectKey, Peer, Peers,
-    Phase, Pod, Policy, PortMatch, Ports, Protocol, Requirement, Rule, Selector, Service,
+    ContainerPort, EndpointSlice, Labels, NAMESPACE_NAME_LABEL, Namespace, NamespaceScope, Node, ObjectKey,
+    Peer, Peers, Phase, Pod, Policy, PortMatch, Ports, Protocol, Requirement, Rule, Selector, Service,
+    ServiceMode, ServicePort, SlicePort, TargetPort,
 };
 use crate::world::{Delta, World};
 
@@ -55,6 +56,18 @@ pub fn mutate(rng: &mut Rng, world: &mut World) {
     }
 }
 
+/// Some changes of Services and of their backends.
+pub fn add_services(rng: &mut Rng, world: &mut World) {
+    for _ in 0..4 {
+        let delta = if rng.percent(40) {
+            Delta::Service(service(rng))
+        } else {
+            Delta::EndpointSlice(slice(rng, world))
+        };
+        world.apply(delta);
+    }
+}
+
 /// Changes that leave neither policies nor pods.
 pub fn clear(world: &mut World) {
     let policies: Vec<_> = world.policies.keys().cloned().collect();
@@ -70,7 +83,7 @@ pub fn clear(world: &mut World) {
 
 /// A random change of a world.
 pub fn delta(rng: &mut Rng, world: &World) -> Delta {
-    match rng.below(22) {
+    match rng.below(26) {
         0 => Delta::Namespace(namespace(rng)),
         1 => Delta::NamespaceGone(rng.one(NAMESPACES).into()),
         2..=8 => Delta::Pod(pod(rng, world)),
@@ -87,6 +100,9 @@ pub fn delta(rng: &mut Rng, world: &World) -> Delta {
         12 => Delta::HostAddresses((0..rng.below(4)).map(|_| host_address(rng)).collect()),
         20 => Delta::Service(service(rng)),
         21 => Delta::ServiceGone(ObjectKey::new("a", rng.one(["s1", "s2"]))),
+        22 | 23 => Delta::EndpointSlice(slice(rng, world)),
+        24 => Delta::EndpointSliceGone(ObjectKey::new("a", rng.one(["e1", "e2", "e3"]))),
+        25 => Delta::ServiceMode(rng.one([ServiceMode::Tag, ServiceMode::Backends, ServiceMode::Backends])),
         13 | 14 => {
             let policies: Vec<_> = world.policies.keys().cloned().collect();
             Delta::PolicyGone(rng.pick(&policies).cloned().unwrap_or_else(|| ObjectKey::new("a", "none")))
@@ -119,7 +135,38 @@ fn byte(rng: &mut Rng, bound: usize) -> u8 {
 fn service(rng: &mut Rng) -> Service {
     let own = IpAddr::V4(Ipv4Addr::new(10, 0, 3, byte(rng, 4)));
     let addresses = (0..1 + rng.below(2)).map(|_| if rng.percent(60) { own } else { address(rng) }).collect();
-    Service { key: ObjectKey::new("a", rng.one(["s1", "s2"])), addresses, ..Service::default() }
+    let ports = (0..rng.below(4)).map(|_| service_port(rng)).collect();
+    Service { key: ObjectKey::new("a", rng.one(["s1", "s2"])), addresses, ports, ..Service::default() }
+}
+
+fn service_port(rng: &mut Rng) -> ServicePort {
+    ServicePort {
+        name: rng.one(["", "p"]).into(),
+        protocol: protocol(rng),
+        port: rng.one([53, 80, 81, 443]),
+        node_port: rng.percent(40).then(|| rng.one([80, 443, 8080])),
+        target: TargetPort::Number(80),
+    }
+}
+
+/// Backends that are pods, mostly, and now and then something else.
+fn slice(rng: &mut Rng, world: &World) -> EndpointSlice {
+    let pods: Vec<IpAddr> = world.pods.values().flat_map(|pod| pod.addresses.clone()).collect();
+    let ports = (0..rng.one([1, 1, 2])).map(|_| SlicePort {
+        name: rng.one(["", "p"]).into(),
+        protocol: protocol(rng),
+        port: rng.one([53, 80, 81, 443, 8080]),
+    });
+    let ports = ports.collect();
+    let mut serving: Vec<IpAddr> = Vec::new();
+    for _ in 0..rng.one([0, 1, 1, 2, 3]) {
+        let address = rng.pick(&pods).copied().filter(|_| rng.percent(70)).unwrap_or_else(|| address(rng));
+        if !serving.contains(&address) {
+            serving.push(address);
+        }
+    }
+    let key = ObjectKey::new("a", rng.one(["e1", "e2", "e3"]));
+    EndpointSlice { key, service: rng.one(["s1", "s2"]).into(), ports, serving }
 }
 
 fn host_address(rng: &mut Rng) -> IpAddr {

@@ -17,6 +17,10 @@ pub(super) struct Index {
     pub(super) by_node: OrdSet<(Arc<str>, ObjectKey)>,
     pub(super) nodes: OrdSet<(IpAddr, Arc<str>)>,
     pub(super) services: OrdSet<(IpAddr, ObjectKey)>,
+    /// EndpointSlices of each Service.
+    pub(super) slices: OrdSet<(ObjectKey, ObjectKey)>,
+    /// EndpointSlices that hold an address.
+    pub(super) backends: OrdSet<(IpAddr, ObjectKey)>,
 }
 
 impl Index {

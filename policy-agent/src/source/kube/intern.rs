@@ -25,13 +25,23 @@ impl Interner {
                 self.set(&mut pod.labels);
             }
             Delta::Namespace(namespace) => self.text(&mut namespace.name),
-            Delta::Service(service) => self.text(&mut service.key.namespace),
+            Delta::Service(service) => {
+                self.text(&mut service.key.namespace);
+                service.ports.iter_mut().for_each(|port| self.text(&mut port.name));
+            }
+            Delta::EndpointSlice(slice) => {
+                self.text(&mut slice.key.namespace);
+                self.text(&mut slice.service);
+                slice.ports.iter_mut().for_each(|port| self.text(&mut port.name));
+            }
             Delta::Policy(policy) => self.text(&mut policy.key.namespace),
             Delta::Node(node) => self.text(&mut node.name),
             Delta::NamespaceGone(_)
             | Delta::PodGone { .. }
             | Delta::NodeGone(_)
             | Delta::ServiceGone(_)
+            | Delta::EndpointSliceGone(_)
+            | Delta::ServiceMode(_)
             | Delta::PolicyGone(_)
             | Delta::HostAddresses(_) => {}
         }

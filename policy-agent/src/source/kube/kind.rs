@@ -21,7 +21,7 @@ pub enum Kind {
     Policy,
     /// Pods of the whole cluster: any of them may be a peer.
     Pod,
-    /// Backends of Services. Nothing in policy depends on them while the datapath sees where a packet really goes.
+    /// Backends of Services. Nothing depends on them while the datapath sees where a packet really goes.
     EndpointSlice,
 }
 
@@ -176,15 +176,15 @@ impl Kind {
         }
     }
 
-    /// What takes an object out of the world; `None` for kinds that the world does not hold.
-    pub(super) fn gone(self, key: &ObjectKey, uid: &Arc<str>) -> Option<Delta> {
+    /// What takes an object out of the world.
+    pub(super) fn gone(self, key: &ObjectKey, uid: &Arc<str>) -> Delta {
         match self {
-            Self::Namespace => Some(Delta::NamespaceGone(key.name.clone())),
-            Self::Node => Some(Delta::NodeGone(key.name.clone())),
-            Self::Service => Some(Delta::ServiceGone(key.clone())),
-            Self::Policy => Some(Delta::PolicyGone(key.clone())),
-            Self::Pod => Some(Delta::PodGone { key: key.clone(), uid: uid.clone() }),
-            Self::EndpointSlice => None,
+            Self::Namespace => Delta::NamespaceGone(key.name.clone()),
+            Self::Node => Delta::NodeGone(key.name.clone()),
+            Self::Service => Delta::ServiceGone(key.clone()),
+            Self::Policy => Delta::PolicyGone(key.clone()),
+            Self::Pod => Delta::PodGone { key: key.clone(), uid: uid.clone() },
+            Self::EndpointSlice => Delta::EndpointSliceGone(key.clone()),
         }
     }
 }

@@ -109,12 +109,15 @@ impl Reading {
                 self.held.uid = policy.uid.clone();
             }
             Delta::Service(service) => self.key = service.key.clone(),
+            Delta::EndpointSlice(slice) => self.key = slice.key.clone(),
             Delta::Namespace(_)
             | Delta::Node(_)
             | Delta::NamespaceGone(_)
             | Delta::PodGone { .. }
             | Delta::NodeGone(_)
             | Delta::ServiceGone(_)
+            | Delta::EndpointSliceGone(_)
+            | Delta::ServiceMode(_)
             | Delta::PolicyGone(_)
             | Delta::HostAddresses(_) => {}
         }

@@ -245,7 +245,7 @@ impl Store {
     fn remove(&mut self, kind: Kind, key: &ObjectKey) {
         let Some(table) = self.kinds.get_mut(&kind) else { return };
         let Some(held) = table.held.remove(key) else { return };
-        self.deltas.extend(kind.gone(key, &held.uid));
+        self.deltas.push(kind.gone(key, &held.uid));
         self.note(kind, key.clone(), Vec::new());
     }
 
