@@ -26,7 +26,9 @@ use super::placement::{NetnsLinks, Place, netns_paths, place};
 use super::retry::Retry;
 use super::spares::Spares;
 use super::table::Table;
+use super::tags::Tags;
 use super::view::Tally;
+use crate::cli::ServicesArg;
 use crate::datapath;
 use crate::events::{EndpointState, Generation, History, Now};
 use crate::netlink::{Discovery, Interfaces};
@@ -51,6 +53,8 @@ pub(super) struct Core {
     pub(super) saved: Saved,
     pub(super) table: Table,
     pub(super) exits: Exits,
+    /// How traffic to Services is judged.
+    pub(super) tags: Tags,
     pub(super) interfaces: Interfaces,
     pub(super) netns: NetnsLinks,
     pub(super) places: BTreeMap<policy_engine::model::ObjectKey, Place>,
@@ -97,13 +101,27 @@ impl Core {
     /// # Errors
     /// The maps cannot be read.
     pub(super) fn new(parts: Parts, saved: Saved) -> datapath::Result<Self> {
-        let Parts { kernel, history, background, spares, discovery, store, bits, guarding, node } = parts;
-        let (live, dump, next) = {
+        let Parts {
+            kernel,
+            history,
+            background,
+            spares,
+            discovery,
+            store,
+            bits,
+            guarding,
+            node,
+            services,
+        } = parts;
+        let (live, dump, next, switches) = {
             let executor = kernel.read();
             let next = executor.meta(policy_common::abi::meta_words::NEXT_ENDPOINT)?;
-            (executor.endpoints()?, executor.dump()?, u32::try_from(next).unwrap_or(u32::MAX))
+            let switches = executor.meta(policy_common::abi::meta_words::FLAGS)?;
+            (executor.endpoints()?, executor.dump()?, u32::try_from(next).unwrap_or(u32::MAX), switches)
         };
         let limits = Limits::default();
+        let mut world = World::new(&node);
+        world.apply(Delta::ServiceMode(Tags::first(services, switches)));
         Ok(Self {
             kernel,
             history,
@@ -112,10 +130,11 @@ impl Core {
             discovery,
             store,
             bits,
-            world: World::new(&node),
+            world,
             planner: Planner::new(limits, Tables::adopt(limits, &dump), saved.rules.clone()),
             table: Table::adopt(&live, next.max(saved.next_endpoint)),
             exits: Exits::new(),
+            tags: Tags::new(services, switches),
             interfaces: Interfaces::default(),
             netns: NetnsLinks::new(),
             places: BTreeMap::new(),
@@ -184,6 +203,7 @@ impl Core {
             self.enforce();
         }
         self.hook_all(first || check_hooks || due);
+        self.follow_tags(check_hooks);
         self.stock();
         let exits = self.exits.values().all(|exit| exit.failure.is_none());
         if self.degraded.is_none() && exits && self.table.iter().all(|local| local.failure.is_none()) {
@@ -224,7 +244,7 @@ impl Core {
     }
 
     /// Compiles and applies.
-    fn enforce(&mut self) {
+    pub(super) fn enforce(&mut self) {
         let start = Instant::now();
         let Planned { plan, refusals, busy } = self.planner.plan(&self.world, &self.table.desired());
         if let Some(table) = busy {
@@ -360,4 +380,6 @@ pub(super) struct Parts {
     pub guarding: bool,
     /// Name of the node.
     pub node: String,
+    /// How traffic to Services is to be judged.
+    pub services: ServicesArg,
 }

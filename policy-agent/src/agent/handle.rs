@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use super::claims::Claim;
 use super::exits::Exit;
 use super::kernel::Kernel;
+use super::tags::TagsView;
 use super::view::{EndpointView, Published, State, View, refusal_text};
 use super::writer::{Input, Inputs, Waited, Waiter};
 use crate::api::{AgentView, Waiting};
@@ -60,6 +61,7 @@ impl AgentView for Handle {
             losses: self.losses(),
             features: self.features(),
             exits: view.exits.iter().map(exit).collect(),
+            services: Some(services(&view.tags)),
             objects: objects(&view.world),
         }
     }
@@ -145,11 +147,7 @@ impl Handle {
             ),
             loss("events_ring_full", full, "drop events lost because they were not read fast enough"),
             loss("verdicts_lost", verdicts, "verdict events of allowed flows held back or lost"),
-            loss(
-                "untagged_from_pod",
-                untagged,
-                "packets of pods whose tag somebody had removed; they were judged by their sender",
-            ),
+            loss("untagged_from_pod", untagged, "packets of pods whose tag somebody had removed"),
             loss("internal_drops", internal, "packets dropped because a table look-up failed"),
         ]
     }
@@ -201,6 +199,16 @@ fn exit(exit: &Exit) -> proto::ExitDevice {
         (None, others) => format!("other programs run first: {}", others.join(", ")),
     };
     proto::ExitDevice { name: exit.name.clone(), ifindex: exit.ifindex, hooked: exit.hooked, detail }
+}
+
+fn services(tags: &TagsView) -> proto::Services {
+    proto::Services {
+        setting: tags.setting.to_owned(),
+        judged_by: tags.mode.name().to_owned(),
+        tags_kept: u32::try_from(tags.kept).unwrap_or(u32::MAX),
+        tags_lost: tags.lost.clone(),
+        tags_unknown: tags.unknown.clone(),
+    }
 }
 
 fn state(state: State) -> EndpointState {
@@ -256,6 +264,7 @@ fn objects(world: &World) -> Vec<proto::Count> {
         count("namespaces", world.namespaces.len()),
         count("nodes", world.nodes.len()),
         count("services", world.services.len()),
+        count("endpoint slices", world.slices.len()),
     ]
 }
 

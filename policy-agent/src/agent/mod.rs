@@ -23,10 +23,12 @@ mod run;
 mod settings;
 mod spares;
 mod table;
+mod tags;
 mod view;
 mod writer;
 
 pub use self::exits::Exit;
 pub use self::kernel::Kernel;
 pub use self::run::run;
+pub use self::tags::TagsView;
 pub use self::view::{EndpointView, Published, State, Tally, View, refusal_text};

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::view::Published;
-use crate::cli::{Exit, Failure, RunArgs};
+use crate::cli::{Exit, Failure, RunArgs, ServicesArg};
 use crate::notice::{Count, Sender};
 use crate::source::files::read_dir;
+use crate::source::kube::KubeSource;
 use crate::source::kube::connect::{self, Connection, connect};
-use crate::source::kube::{KubeSource, kind};
+use crate::source::kube::kind::{self, Kind};
 use crate::source::service::FilesSource;
 use crate::source::{Source, Told};
 
@@ -72,6 +73,7 @@ impl Origin {
     pub(super) fn start(
         &self,
         node: &str,
+        services: ServicesArg,
         tell: impl Fn(Told) -> bool + Send + 'static,
     ) -> Result<Source, Failure> {
         match self {
@@ -79,7 +81,12 @@ impl Origin {
                 .map(Source::Files)
                 .map_err(|e| Failure::text(Exit::Manifests, format!("--manifests {}: {e}", path.display()))),
             Self::Kubernetes(connection) => {
-                Ok(Source::Kubernetes(KubeSource::start(connection, node, &kind::NEEDED, tell)))
+                let mut kinds = kind::NEEDED.to_vec();
+                match services {
+                    ServicesArg::Tag => {}
+                    ServicesArg::Backends | ServicesArg::Auto => kinds.push(Kind::EndpointSlice),
+                }
+                Ok(Source::Kubernetes(KubeSource::start(connection, node, &kinds, tell)))
             }
         }
     }

@@ -72,7 +72,8 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
         "kernel programs verified"
     );
     let kernel = Arc::new(Kernel::new(executor, hooks, report));
-    kernel.read().set_meta(meta_words::FLAGS, settings::flags(args))?;
+    let switches = kernel.read().meta(meta_words::FLAGS)?;
+    kernel.read().set_meta(meta_words::FLAGS, settings::flags(args, switches))?;
     let (inputs, inbox) = channel();
     watch_network(ground.events, inputs.clone()).map_err(failed)?;
     let published = Published::default();
@@ -92,11 +93,12 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
         bits: settings::endpoint_bits(args),
         guarding: args.unknown_pods == UnknownPods::Hold,
         node: node.clone(),
+        services: args.services,
     };
     let core = Core::new(parts, ground.saved)?;
     let origin = ground.origin;
     let told = inputs.clone();
-    let source = origin.start(&node, move |news| told.send(Input::Source(news)).is_ok())?;
+    let source = origin.start(&node, args.services, move |news| told.send(Input::Source(news)).is_ok())?;
     let writer = Writer::new(core, inbox, source, published.clone());
     let writer = start_writer(writer)?;
     let notices = origin.tell_owners(&node, &published);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use policy_common::abi::{endpoint_config, meta_flags};
 
-use crate::cli::{AttachArg, ExistingFlows, Failure, MasqueradedIngress, RunArgs};
+use crate::cli::{AttachArg, ExistingFlows, Failure, MasqueradedIngress, RunArgs, ServicesArg};
 use crate::datapath::{Attach, Config};
 
 /// Connections that were running before a pod's first hook are taken up for so long.
@@ -53,9 +53,15 @@ pub(super) fn datapath(args: &RunArgs) -> Config {
     }
 }
 
-/// Switches for all endpoints.
-pub(super) fn flags(args: &RunArgs) -> u64 {
-    if args.verdicts { meta_flags::VERDICTS } else { 0 }
+/// Switches for all endpoints. `old`: those of an earlier agent, whose way to judge Services stays until it is known that
+/// another one is wanted.
+pub(super) fn flags(args: &RunArgs, old: u64) -> u64 {
+    let verdicts = if args.verdicts { meta_flags::VERDICTS } else { 0 };
+    let services = match args.services {
+        ServicesArg::Tag => 0,
+        ServicesArg::Backends | ServicesArg::Auto => old & meta_flags::BACKENDS,
+    };
+    verdicts | services
 }
 
 /// Configuration bits of every endpoint.

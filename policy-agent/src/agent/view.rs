@@ -17,6 +17,7 @@ use super::endpoints::CHATTER;
 use super::exits::Exit;
 use super::placement::Place;
 use super::table::Local;
+use super::tags::TagsView;
 use crate::source::SourceState;
 use crate::source::objects::Located;
 
@@ -138,6 +139,8 @@ pub struct View {
     pub endpoints: Vec<EndpointView>,
     /// Devices that are no pod's, by index.
     pub exits: Vec<Exit>,
+    /// How traffic to Services is judged, and whether its tags survive.
+    pub tags: TagsView,
     /// What is wrong with files and objects.
     pub problems: Vec<Located>,
     /// Namespaces whose policies do not fit.
@@ -171,6 +174,7 @@ impl View {
             .chain(degraded)
             .chain(refused)
             .chain(exits)
+            .chain(self.tags.missing())
             .chain(self.endpoints.iter().filter_map(EndpointView::missing))
             .collect()
     }
@@ -257,6 +261,7 @@ impl Core {
             plan: self.planner.tables.number(),
             endpoints: self.world.local_pods().map(|pod| self.endpoint(pod)).collect(),
             exits: self.exits.values().filter(|exit| exit.due).cloned().collect(),
+            tags: self.tags_view(),
             problems: self.problems.clone(),
             refused: self.refused.clone(),
             degraded: self.degraded.clone(),

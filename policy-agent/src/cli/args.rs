@@ -130,7 +130,7 @@ pub struct Paths {
 /// Flags of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// Directory of YAML and JSON objects (Namespace, Pod, Node, Service, NetworkPolicy) in place of a cluster's.
+    /// Directory of YAML and JSON objects (Namespace, Pod, Node, Service, EndpointSlice, NetworkPolicy) in place of a cluster's.
     /// Changes are followed.
     #[arg(
         long,
@@ -173,6 +173,9 @@ pub struct RunArgs {
     /// pod's.
     #[arg(long, value_enum, value_name = "WHAT", env = "POLICY_AGENT_UNKNOWN_PODS", default_value = "hold")]
     pub unknown_pods: UnknownPods,
+    /// Where what an isolated pod sends to a Service is judged.
+    #[arg(long, value_enum, value_name = "HOW", env = "POLICY_AGENT_SERVICES", default_value = "tag")]
+    pub services: ServicesArg,
     /// Make an event of every new flow that is allowed, not only of drops.
     #[arg(long, env = "POLICY_AGENT_VERDICTS")]
     pub verdicts: bool,
@@ -223,6 +226,29 @@ pub enum UnknownPods {
     Hold,
     /// Everything passes.
     Pass,
+}
+
+/// Values of `--services`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ServicesArg {
+    /// Behind the node's translation, by the backend that it chose.
+    Tag,
+    /// Before it, by all backends that it may choose.
+    Backends,
+    /// By the tag, but by the backends while another program takes tags on this node.
+    Auto,
+}
+
+impl ServicesArg {
+    /// Name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tag => "tag",
+            Self::Backends => "backends",
+            Self::Auto => "auto",
+        }
+    }
 }
 
 /// Values of `--log-format`.

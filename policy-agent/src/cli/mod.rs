@@ -12,7 +12,7 @@ use clap::Parser;
 
 pub use args::{
     AttachArg, Cli, CniCommand, CniDirs, CniFailure, CniInstall, Command, ExistingFlows, LogFormat,
-    MasqueradedIngress, Paths, RunArgs, UnknownPods,
+    MasqueradedIngress, Paths, RunArgs, ServicesArg, UnknownPods,
 };
 pub use exit::{Exit, Failure, chain};
 

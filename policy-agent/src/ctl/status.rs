@@ -9,7 +9,7 @@ use crate::ctl::client;
 use crate::ctl::failure::Failure;
 use crate::ctl::screen::{Colour, Screen, joined, plain, time};
 use crate::proto::agent::{
-    EndpointSummary, ExitDevice, Problem, Source, StatusRequest, StatusResponse, TableUsage,
+    EndpointSummary, ExitDevice, Problem, Services, Source, StatusRequest, StatusResponse, TableUsage,
 };
 
 /// Runs the command.
@@ -41,6 +41,9 @@ fn text(status: &StatusResponse, screen: &mut Screen<'_>) -> io::Result<()> {
     }
     if !status.exits.is_empty() {
         writeln!(screen.out, "  exits        {}", exit_words(&status.exits, screen))?;
+    }
+    if let Some(services) = &status.services {
+        writeln!(screen.out, "  services     {}", service_words(services, screen))?;
     }
     if !status.objects.is_empty() {
         let counts: Vec<_> =
@@ -77,6 +80,24 @@ fn exit_words(exits: &[ExitDevice], screen: &Screen<'_>) -> String {
         }
     });
     words.collect::<Vec<_>>().join(", ")
+}
+
+/// How traffic to Services is judged, and where that cannot be.
+fn service_words(services: &Services, screen: &Screen<'_>) -> String {
+    let Services { setting, judged_by, tags_kept, tags_lost, tags_unknown } = services;
+    let fallback = setting != judged_by && judged_by == "backends";
+    let mut words = format!("judged by {judged_by}");
+    if fallback {
+        words = screen.paint(Colour::Yellow, &format!("{words} (FALLBACK)"));
+    }
+    words.push_str(&format!("; tags survive at {tags_kept} interfaces"));
+    if !tags_unknown.is_empty() {
+        words.push_str(&format!(", unknown at {}", tags_unknown.len()));
+    }
+    if !tags_lost.is_empty() {
+        words.push_str(&screen.paint(Colour::Red, &plain(&format!(", LOST at {}", tags_lost.join(", ")))));
+    }
+    words
 }
 
 fn sources(sources: &[Source], screen: &mut Screen<'_>) -> io::Result<()> {

@@ -10,8 +10,8 @@ use super::*;
 use crate::api::fake::{Fake, Running, directory};
 use crate::events::Bus;
 use crate::proto::agent::{
-    Count, Endpoint, EndpointState, EndpointSummary, ExitDevice, Feature, Loss, Policy, Problem, Source,
-    StatusResponse, TableUsage, WaitResponse,
+    Count, Endpoint, EndpointState, EndpointSummary, ExitDevice, Feature, Loss, Policy, Problem, Services,
+    Source, StatusResponse, TableUsage, WaitResponse,
 };
 
 /// What a command wrote, and how it ended.
@@ -78,6 +78,13 @@ fn status() -> StatusResponse {
         tables: vec![TableUsage { name: "rows".into(), used: 4, limit: 512 }],
         losses: vec![Loss { name: "ring_full".into(), count: 2, help: "events that did not fit".into() }],
         exits: vec![exit("eth0", true, ""), exit("wg0", false, "no such device")],
+        services: Some(Services {
+            setting: "auto".into(),
+            judged_by: "backends".into(),
+            tags_kept: 2,
+            tags_lost: vec!["veth7 (other)".into()],
+            tags_unknown: vec!["veth8: not probed yet".into()],
+        }),
         features: vec![Feature { name: "tcx".into(), available: false, detail: "clsact instead".into() }],
         objects: vec![Count { name: "pods".into(), count: 3 }],
     }

@@ -246,10 +246,19 @@ pub const fn instruction(code: u8, registers: u8, offset: i16, immediate: i32) -
 
 /// Loads a tc program of a few instructions, for probes and tests.
 pub fn load_tc(name: &str, instructions: &[u64]) -> io::Result<OwnedFd> {
+    load_few(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, name, instructions)
+}
+
+/// Loads a socket filter of a few instructions.
+pub(super) fn load_filter(name: &str, instructions: &[u64]) -> io::Result<OwnedFd> {
+    load_few(bpf_prog_type::BPF_PROG_TYPE_SOCKET_FILTER, name, instructions)
+}
+
+fn load_few(kind: bpf_prog_type, name: &str, instructions: &[u64]) -> io::Result<OwnedFd> {
     let mut attr = attr();
     // SAFETY: all parts of the union are plain integers.
     let program = unsafe { &mut attr.__bindgen_anon_3 };
-    program.prog_type = bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32;
+    program.prog_type = kind as u32;
     program.insns = instructions.as_ptr() as u64;
     program.insn_cnt = instructions.len() as u32;
     program.license = c"Apache-2.0".as_ptr() as u64;
@@ -261,7 +270,11 @@ pub fn load_tc(name: &str, instructions: &[u64]) -> io::Result<OwnedFd> {
 
 /// Runs a tc program once on an empty frame and hands back what it returns.
 pub fn run_tc(program: BorrowedFd<'_>) -> io::Result<u32> {
-    let frame = [0u8; 64];
+    run_tc_on(program, &[0u8; 64])
+}
+
+/// Runs a tc program once on this frame and hands back what it returns.
+pub(super) fn run_tc_on(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
     let mut attr = attr();
     attr.test.prog_fd = program.as_raw_fd() as u32;
     attr.test.data_in = frame.as_ptr() as u64;

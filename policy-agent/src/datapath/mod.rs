@@ -26,6 +26,7 @@ mod ring;
 mod spare;
 pub mod spec;
 mod stats;
+mod tag_probe;
 mod tcx;
 
 pub use endpoint::{Endpoint, LiveEndpoint, Retirement};
@@ -44,4 +45,5 @@ pub use pins::{DEFAULT_ROOT, Pins};
 pub use ring::EventRing;
 pub use spare::SpareMaker;
 pub use stats::EndpointTotals;
+pub use tag_probe::{Survival, TagProbe, probe_tags};
 pub use tcx::supported as tcx_supported;

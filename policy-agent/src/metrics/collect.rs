@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use policy_common::abi::{Direction, limits};
+use policy_engine::model::ServiceMode;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, LabelSetEncoder, MetricEncoder};
 use prometheus_client::metrics::MetricType;
@@ -125,7 +126,7 @@ impl OnDemand {
         }
         let mut family = encoder.encode_descriptor(
             "untagged_packets",
-            "Packets of pods that had lost their tag, judged by their sender",
+            "Packets of pods that had lost their tag",
             None,
             MetricType::Counter,
         )?;
@@ -196,6 +197,14 @@ fn objects(encoder: &mut DescriptorEncoder, view: &View) -> fmt::Result {
         let count = view.exits.iter().filter(|exit| exit.hooked == hooked).count() as i64;
         one(&mut family, &[("state", state.to_owned())], &ConstGauge::new(count))?;
     }
+    let help = "Interfaces of pods by what a probe showed of the tag by which traffic to Services is judged";
+    let mut family = encoder.encode_descriptor("tag_probes", help, None, MetricType::Gauge)?;
+    let tags = &view.tags;
+    for (outcome, count) in [("kept", tags.kept), ("lost", tags.lost.len()), ("unknown", tags.unknown.len())]
+    {
+        one(&mut family, &[("outcome", outcome.to_owned())], &ConstGauge::new(count as i64))?;
+    }
+    let by_backends = usize::from(tags.mode == ServiceMode::Backends);
     let gauge = |n: usize| ConstGauge::new(n as i64);
     let broken = view.problems.iter().filter(|problem| problem.broken).count();
     for (name, help, value) in [
@@ -203,6 +212,7 @@ fn objects(encoder: &mut DescriptorEncoder, view: &View) -> fmt::Result {
         ("pods", "Pods held", view.world.pods.len()),
         ("problems", "Parts of files and objects that are not honoured", broken),
         ("refused_namespaces", "Namespaces whose policies do not fit", view.refused.len()),
+        ("services_by_backends", "1 while traffic to Services is judged by all their backends", by_backends),
         ("degraded", "1 while the kernel does not hold what it should", usize::from(view.degraded.is_some())),
         ("source_synced", "1 when the source has told all that it has", usize::from(view.synced)),
         ("source_failing", "1 while the source does not deliver", usize::from(!view.source.error.is_empty())),

@@ -14,6 +14,7 @@ const ADDRESS_FIXED: usize = 8;
 const NSID_FIXED: usize = 4;
 
 // Attribute numbers of the kernel's rtnetlink headers; libc has only some of them.
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
@@ -60,6 +61,8 @@ pub struct Device {
     pub ethernet: bool,
     /// Whether it is one end of a pair whose other end is in another namespace.
     pub leads_away: bool,
+    /// Link-layer address of an Ethernet device.
+    pub mac: [u8; 6],
 }
 
 /// A link with the id of its peer's namespace, good for this look only.
@@ -126,6 +129,7 @@ fn device(message: &Message<'_>) -> Option<Device> {
         controller: attributes.get(IFLA_MASTER).and_then(u32_of),
         ethernet: kind == libc::ARPHRD_ETHER,
         leads_away: link(message).is_some(),
+        mac: attributes.get(IFLA_ADDRESS).and_then(|mac| mac.first_chunk().copied()).unwrap_or_default(),
     })
 }
 

@@ -207,7 +207,10 @@ impl State {
             |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
         let id = object_id(&text("/kind"), &text("/metadata/namespace"), &text("/metadata/name"));
         ensure!(!id.0.is_empty() && !id.2.is_empty(), "apply: an object needs kind and metadata.name");
-        let known = ["apiVersion", "kind", "metadata", "spec", "status"];
+        let known: &[&str] = match id.0.as_str() {
+            "EndpointSlice" => &["apiVersion", "kind", "metadata", "addressType", "ports", "endpoints"],
+            _ => &["apiVersion", "kind", "metadata", "spec", "status"],
+        };
         let odd = object
             .as_object()
             .and_then(|fields| fields.keys().find(|field| !known.contains(&field.as_str())));
