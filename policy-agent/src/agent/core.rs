@@ -101,18 +101,8 @@ impl Core {
     /// # Errors
     /// The maps cannot be read.
     pub(super) fn new(parts: Parts, saved: Saved) -> datapath::Result<Self> {
-        let Parts {
-            kernel,
-            history,
-            background,
-            spares,
-            discovery,
-            store,
-            bits,
-            guarding,
-            node,
-            services,
-        } = parts;
+        let Parts { kernel, history, background, spares, discovery, store, bits, guarding, node, services } =
+            parts;
         let (live, dump, next, switches) = {
             let executor = kernel.read();
             let next = executor.meta(policy_common::abi::meta_words::NEXT_ENDPOINT)?;

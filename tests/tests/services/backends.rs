@@ -130,9 +130,16 @@ fn all_backends_judge_where_tags_are_lost() {
             if lost {
                 take_tags(&c, &["x/client", "x/other", "x/good", "x/bad", "x/shut"]);
             }
-            for (n, should) in
-                [(1, Pass), (2, Vanish), (3, Vanish), (4, Vanish), (5, Pass), (6, Vanish), (7, Vanish), (8, Pass)]
-            {
+            for (n, should) in [
+                (1, Pass),
+                (2, Vanish),
+                (3, Vanish),
+                (4, Vanish),
+                (5, Pass),
+                (6, Vanish),
+                (7, Vanish),
+                (8, Pass),
+            ] {
                 c.check("x/client", vip(n), "TCP/80", should);
                 c.check("x/client", move |f| balancer(f, n), "TCP/80", should);
             }
@@ -147,7 +154,8 @@ fn all_backends_judge_where_tags_are_lost() {
             c.check("ext:web", &own, "TCP/30080", Pass);
         }
         // A backend that comes, or loses its label.
-        let mut link = Link::open(&c.probe("x/client", cluster_ip(Family::V4, 1), "TCP/80"), ALIVE).unwrap().unwrap();
+        let mut link =
+            Link::open(&c.probe("x/client", cluster_ip(Family::V4, 1), "TCP/80"), ALIVE).unwrap().unwrap();
         service(3, &["x/good"]).put(&mut c);
         c.check("x/client", vip(3), "TCP/80", Pass);
         assert!(link.is_alive(ALIVE).unwrap());

@@ -32,7 +32,8 @@ pub(crate) const POLICIES: &str = "[{apply: {apiVersion: networking.k8s.io/v1, k
     {apply: {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, \
     metadata: {namespace: x, name: shut}, spec: {podSelector: {matchLabels: {app: shut}}, \
     policyTypes: [Ingress], ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}}}]";
-pub(crate) const PODS: &[&str] = &["x/client", "x/other", "x/good", "x/bad", "x/shut", "x/far-good", "x/far-bad"];
+pub(crate) const PODS: &[&str] =
+    &["x/client", "x/other", "x/good", "x/bad", "x/shut", "x/far-good", "x/far-bad"];
 pub(crate) const BOTH: [Family; 2] = [Family::V4, Family::V6];
 /// Patience with a connection that must live, and with one that must not.
 pub(crate) const ALIVE: Duration = Duration::from_secs(8);

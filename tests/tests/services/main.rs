@@ -7,7 +7,11 @@ mod cluster;
 
 use cluster::*;
 use policy_agent::datapath::bpf::instruction;
-use policy_tests::{nat::Front, net::{Family, Node, Topology}, probe::Link};
+use policy_tests::{
+    nat::Front,
+    net::{Family, Node, Topology},
+    probe::Link,
+};
 use std::net::SocketAddr;
 
 #[test]
