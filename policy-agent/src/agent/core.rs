@@ -193,7 +193,6 @@ impl Core {
             self.enforce();
         }
         self.hook_all(first || check_hooks || due);
-        self.follow_tags(check_hooks);
         self.stock();
         let exits = self.exits.values().all(|exit| exit.failure.is_none());
         if self.degraded.is_none() && exits && self.table.iter().all(|local| local.failure.is_none()) {

@@ -105,8 +105,11 @@ impl Tags {
 
 impl Core {
     /// Probes the tag at interfaces that are new; with `again` where it may have changed. Then the node judges traffic to
-    /// Services as the setting wants it for what is known.
-    pub(super) fn follow_tags(&mut self, again: bool) {
+    /// Services as the setting wants it for what is known. Returns whether anything was learned.
+    pub(super) fn follow_tags(&mut self, again: bool) -> bool {
+        if !self.synced || self.degraded.is_some() {
+            return false;
+        }
         let live: Vec<u32> = self.table.iter().map(|local| local.id).collect();
         self.tags.proofs.retain(|id, _| live.contains(id));
         let due: Vec<(u32, TagProbe)> = self
@@ -128,6 +131,7 @@ impl Core {
             self.tags.proofs.insert(*id, Proof { survival, tries: tries.min(TRIES) });
         }
         self.switch_mode();
+        !due.is_empty()
     }
 
     /// What to probe an interface with; nothing yet where nothing of its pod passes.

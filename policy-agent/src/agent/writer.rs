@@ -88,15 +88,24 @@ impl Writer {
     pub(super) fn run(mut self) {
         while let Some(batch) = self.gather() {
             let changed = batch.updates.iter().any(|update| !update.deltas.is_empty());
+            let check = batch.check_hooks;
             self.core.handle(batch);
             if changed {
                 self.core.tally.last_change = Some(SystemTime::now());
             }
-            let view = self.core.view();
-            self.tell(&view);
-            self.answer(&view);
-            self.published.publish(view);
+            self.publish();
+            // Nobody waits for what this finds out.
+            if self.core.follow_tags(check) {
+                self.publish();
+            }
         }
+    }
+
+    fn publish(&mut self) {
+        let view = self.core.view();
+        self.tell(&view);
+        self.answer(&view);
+        self.published.publish(view);
     }
 
     /// Waits for something to do, then takes all there is. `None` = stop.
