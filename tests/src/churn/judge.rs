@@ -31,6 +31,8 @@ pub struct Report {
     pub wrong: Vec<String>,
     /// From the API server's answer to a change of labels to the first packet from where on all are judged by it; sorted.
     pub windows: Vec<Duration>,
+    /// For how long packets reached a new pod that nobody may reach, before its interface was hooked; sorted.
+    pub open: Vec<Duration>,
     /// Changes of the API server, and promises of the agent.
     pub changes: usize,
     /// See `changes`.
@@ -38,22 +40,28 @@ pub struct Report {
 }
 
 impl Report {
-    /// A quantile of the windows; zero when there are none.
-    #[must_use]
-    pub fn window(&self, quantile: f64) -> Duration {
-        let last = self.windows.len().saturating_sub(1);
-        self.windows.get((last as f64 * quantile).round() as usize).copied().unwrap_or_default()
+    /// Median, 99th percentile and maximum, in milliseconds; zero when there are none.
+    fn milliseconds(sorted: &[Duration]) -> [f64; 3] {
+        let last = sorted.len().saturating_sub(1) as f64;
+        [0.5, 0.99, 1.0].map(|quantile| {
+            let at = sorted.get((last * quantile).round() as usize);
+            at.map_or(0.0, |time| time.as_secs_f64() * 1e3)
+        })
     }
 }
 
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let ms = |quantile| self.window(quantile).as_secs_f64() * 1e3;
+        let [p50, p99, most] = Self::milliseconds(&self.windows);
+        let [open50, open99, open_most] = Self::milliseconds(&self.open);
+        let reached = self.open.iter().filter(|time| !time.is_zero()).count();
         write!(
             f,
             "{} changes, {} promises; {} packets: {} passed and {} dropped as only one verdict was right, {} within \
              the propagation of a change, {} of pods that were new or going, {} wrong; from the answer to a change of \
-             labels to its enforcement: p50 {:.1} ms, p99 {:.1} ms, maximum {:.1} ms, of {}",
+             labels to its enforcement: p50 {p50:.1} ms, p99 {p99:.1} ms, maximum {most:.1} ms, of {}; packets reached \
+             {reached} of {} new isolated pods before their hook, for p50 {open50:.1} ms, p99 {open99:.1} ms, \
+             maximum {open_most:.1} ms",
             self.changes,
             self.fences,
             self.sent,
@@ -62,10 +70,8 @@ impl std::fmt::Display for Report {
             self.between,
             self.young_or_gone,
             self.wrong.len(),
-            ms(0.5),
-            ms(0.99),
-            ms(1.0),
-            self.windows.len()
+            self.windows.len(),
+            self.open.len(),
         )
     }
 }
@@ -97,7 +103,25 @@ pub(super) fn judge(
     }
     report.windows = judge.windows(probes);
     report.windows.sort_unstable();
+    report.open = open(probes);
+    report.open.sort_unstable();
     Ok(report)
+}
+
+/// How long the pods of the first namespace were reached by the second pod, which may reach none of them.
+fn open(probes: &[Probe]) -> Vec<Duration> {
+    let mut first: HashMap<usize, (Instant, Duration)> = HashMap::new();
+    for probe in probes.iter().filter(|probe| probe.pods[0] == 1 && probe.port == Live::PORTS[0]) {
+        let pod = probe.pods[1];
+        if pod == 0 || !pod.is_multiple_of(super::NAMESPACES.len()) {
+            continue;
+        }
+        let (begun, open) = first.entry(pod).or_insert((probe.before, Duration::ZERO));
+        if probe.came.is_some() {
+            *open = probe.after - *begun;
+        }
+    }
+    first.into_values().map(|(_, open)| open).collect()
 }
 
 impl Judge<'_> {
@@ -117,7 +141,7 @@ impl Judge<'_> {
         let first = fence.map_or(0, |fence| self.last(|change| change.answered <= fence.began));
         let enforced =
             |pod: &usize| self.of(*pod, Step::Address).is_some_and(|address| address.place <= first);
-        let gone = |pod: &usize| self.of(*pod, Step::Delete).is_some_and(|d| d.change.asked <= end);
+        let gone = |pod: &usize| self.of(*pod, Step::Terminate).is_some_and(|d| d.change.asked <= end);
         if !probe.pods.iter().all(enforced) || probe.pods.iter().any(gone) {
             report.young_or_gone += 1;
             return;

@@ -42,7 +42,8 @@ pub struct Amount {
 
 /// How long a pod stays as it is: packets must meet it.
 const STAY: Duration = Duration::from_millis(250);
-/// Pods that stay, one in each namespace.
+/// Pods that stay, one in each namespace: the first may be reached by red ones only, the second is blue and may reach
+/// nobody in the first one's namespace.
 const ANCHORS: usize = 2;
 const NAMESPACES: [&str; 2] = ["churn", "other"];
 
@@ -62,6 +63,7 @@ enum Step {
     Create,
     Address,
     Label,
+    Terminate,
     Delete,
 }
 
@@ -101,7 +103,7 @@ pub fn run(node: &mut Node, admin: Client, agent: &Agent, amount: Amount) -> Res
         next: AtomicUsize::new(ANCHORS),
         pods: ANCHORS + amount.pods,
     };
-    let anchors = (0..ANCHORS).map(|n| ns.run(|| run.begin(n))).collect::<Result<Vec<_>>>()?;
+    let anchors = (0..ANCHORS).map(|n| ns.run(|| run.begin(n, None))).collect::<Result<Vec<_>>>()?;
     promised(agent)?;
     let (ending, fences) = (AtomicBool::new(false), Mutex::new(Vec::new()));
     thread::scope(|scope| -> Result<()> {
@@ -115,7 +117,7 @@ pub fn run(node: &mut Node, admin: Client, agent: &Agent, amount: Amount) -> Res
             }
         });
         let workers: Vec<_> =
-            (0..amount.workers).map(|_| scope.spawn(|| ns.run(|| run.work(&anchors[0])))).collect();
+            (0..amount.workers).map(|_| scope.spawn(|| ns.run(|| run.work(&anchors)))).collect();
         let join = |worker: thread::ScopedJoinHandle<'_, Result<()>>| {
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
@@ -132,19 +134,19 @@ pub fn run(node: &mut Node, admin: Client, agent: &Agent, amount: Amount) -> Res
 }
 
 impl Run<'_> {
-    fn work(&self, anchor: &Arc<Live>) -> Result<()> {
+    fn work(&self, anchors: &[Arc<Live>]) -> Result<()> {
         loop {
             let n = self.next.fetch_add(1, Ordering::Relaxed);
             if n >= self.pods {
                 return Ok(());
             }
-            self.live_and_die(n, anchor).with_context(|| format!("pod {n}"))?;
+            self.live_and_die(n, anchors).with_context(|| format!("pod {n}"))?;
         }
     }
 
-    fn live_and_die(&self, n: usize, anchor: &Arc<Live>) -> Result<()> {
-        let live = self.begin(n)?;
-        self.traffic.watch(&live, anchor);
+    fn live_and_die(&self, n: usize, anchors: &[Arc<Live>]) -> Result<()> {
+        let live = self.begin(n, Some(&anchors[1]))?;
+        self.traffic.watch(&live, &anchors[0]);
         thread::sleep(STAY);
         for generation in 1..=2 {
             let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata(n, generation)});
@@ -153,15 +155,19 @@ impl Run<'_> {
         }
         self.traffic.forget(&live);
         let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata(n, 0)});
-        self.ask(n, Step::Delete, || self.admin.delete(&object).map(|()| Value::Null))?;
+        let path = format!("/api/v1/namespaces/{}/pods/{}", NAMESPACES[n % 2], name(n));
+        let gracefully =
+            || self.admin.request("DELETE", &format!("{path}?gracePeriodSeconds=30"), None)?.fine();
+        self.ask(n, Step::Terminate, gracefully)?;
         lock(&self.node).remove(&name(n))?;
-        // The next pod gets this address.
+        // As with a real network plugin the next pod may get the address before the object is gone.
         lock(&self.free).push(live.address());
-        Ok(())
+        self.ask(n, Step::Delete, || self.admin.delete(&object).map(|()| Value::Null))
     }
 
     /// A pod as a kubelet and a network plugin make it; returns once the API server knows its address.
-    fn begin(&self, n: usize) -> Result<Arc<Live>> {
+    /// `stranger` sends to it from its first moment.
+    fn begin(&self, n: usize, stranger: Option<&Arc<Live>>) -> Result<Arc<Live>> {
         let mut object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata(n, 0),
             "spec": {"nodeName": crate::scenario::State::NODE, "containers": [{"name": "c", "image": "i"}]}});
         self.ask(n, Step::Create, || self.admin.create(&object))?;
@@ -169,6 +175,9 @@ impl Run<'_> {
         let host = lock(&self.node).add(&name(n), Attach::Pod, &[address])?;
         let live = Arc::new(Live::new(n, &host)?);
         self.traffic.add(&live);
+        if let Some(stranger) = stranger {
+            self.traffic.watch(stranger, &live);
+        }
         object["status"] = json!({"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]});
         self.ask(n, Step::Address, || self.admin.merge_status(&object))?;
         Ok(live)

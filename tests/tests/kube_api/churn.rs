@@ -14,7 +14,7 @@ fn churn(pods: usize, workers: usize) {
     assert_eq!(report.wrong, [""; 0], "log:\n{}", agent.log());
     // Of each pod some packets must have told something.
     assert!(report.passed > pods && report.dropped > pods, "{report}");
-    assert!(report.windows.len() > pods / 2, "{report}");
+    assert!(report.windows.len() > pods / 2 && report.open.len() == pods / 2, "{report}");
 }
 
 #[test]
