@@ -123,6 +123,29 @@ fn an_interface_that_may_be_an_isolated_pods_is_closed_until_the_pod_is_known() 
     );
 }
 
+/// A network plugin gives an address away before the API forgets the pod that had it.
+#[test]
+fn a_new_pod_is_not_taken_for_the_ending_one_whose_address_it_has() {
+    let mut setup = Setup::new(POLICY, &[]);
+    let ending = pod("stranger", "u-2", &["10.244.0.11"])
+        .replace("uid: u-2", "uid: u-2, deletionTimestamp: \"2024-01-01T00:00:00Z\"");
+    setup.agent.write_manifest("stranger.yaml", &ending).unwrap();
+    setup.agent.wait().unwrap();
+    setup.node.remove("stranger").unwrap();
+    setup.agent.wait().unwrap();
+    let host = setup.node.add("new", Attach::Pod, &[ip("10.244.0.11")]).unwrap();
+    let socket = host.ns.run(|| UdpSocket::bind(("10.244.0.11", PORT)).unwrap());
+    socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    setup.until("the new interface is hooked", || setup.programs(&host) == 2);
+    assert!(!arrives(&setup.friend, "10.244.0.10", &socket), "nobody isolates the one that is ending");
+    setup.agent.write_manifest("new.yaml", &pod("new", "u-3", &["10.244.0.11"])).unwrap();
+    let waited = setup.agent.ctl(["wait", "--timeout", "10s", "--pod", "shop/new"]).unwrap();
+    assert!(waited.status.success(), "{waited:?}");
+    assert!(arrives(&setup.friend, "10.244.0.10", &socket), "the new one's policy");
+    let stranger = setup.node.add("stranger-2", Attach::Pod, &[ip("10.244.0.13")]).unwrap();
+    assert!(!arrives(&stranger, "10.244.0.13", &socket));
+}
+
 #[test]
 fn pods_that_no_policy_isolates_and_interfaces_of_others_are_not_held_up() {
     let mut setup = Setup::new("", &[]);

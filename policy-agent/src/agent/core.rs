@@ -22,7 +22,7 @@ use super::claims::{Claim, Claims};
 use super::exits::Exits;
 use super::guard::Guards;
 use super::kernel::Kernel;
-use super::placement::{NetnsLinks, Place, netns_paths, place};
+use super::placement::{NetnsLinks, Place, keep_from_ending, netns_paths, place};
 use super::retry::Retry;
 use super::spares::Spares;
 use super::table::Table;
@@ -177,6 +177,10 @@ impl Core {
             self.fail(format!("look at the interfaces: {error}"));
         }
         self.places = place(&self.world, &self.interfaces, &self.netns);
+        if !first {
+            let has = |pod: &_| self.table.of_pod(pod).map(|local| local.ifindex);
+            keep_from_ending(&mut self.places, &self.world, has);
+        }
         let due = self.retry.due(now);
         if self.degraded.is_some() && !due {
             return;

@@ -68,6 +68,26 @@ pub(super) fn place(
     places
 }
 
+/// A pod that is ending gets no other interface than it has: its address may be the next pod's already, whose policy is
+/// another one, before its own object is gone.
+/// `has` = index of the interface that a pod has.
+pub(super) fn keep_from_ending(
+    places: &mut BTreeMap<ObjectKey, Place>,
+    world: &World,
+    has: impl Fn(&ObjectKey) -> Option<u32>,
+) {
+    for (key, place) in places {
+        let Place::At(link) = place else { continue };
+        let ending = world.pods.get(key).is_some_and(|pod| pod.terminating);
+        if ending && has(key) != Some(link.ifindex) {
+            *place = Place::Nowhere(format!(
+                "the pod is ending, and interface {}, which has its address, is not its own",
+                link.name
+            ));
+        }
+    }
+}
+
 fn candidate(
     pod: &Arc<Pod>,
     world: &World,
@@ -203,6 +223,22 @@ mod tests {
             Place::Nowhere(reason) => reason,
         };
         place(&world, &interfaces(links), netns).into_values().map(told).collect()
+    }
+
+    #[test]
+    fn a_pod_that_is_ending_keeps_its_interface_and_gets_no_other() {
+        let mut world = World::new("n1");
+        world.apply(Delta::Pod(Pod { terminating: true, ..pod("old", &["10.0.0.1"]) }));
+        world.apply(Delta::Pod(pod("other", &["10.0.0.2"])));
+        let all = interfaces(&[link(5, &["10.0.0.1"]), link(6, &["10.0.0.2"])]);
+        let kept = |has: Option<u32>| {
+            let mut places = place(&world, &all, &NetnsLinks::new());
+            keep_from_ending(&mut places, &world, |_| has);
+            places.values().map(Place::ifindex).collect::<Vec<_>>()
+        };
+        assert_eq!(kept(Some(5)), [Some(5), Some(6)], "its own");
+        assert_eq!(kept(Some(4)), [None, Some(6)], "the address moved to another pod's interface");
+        assert_eq!(kept(None), [None, Some(6)]);
     }
 
     #[test]

@@ -62,11 +62,13 @@ pub struct EndpointView {
 }
 
 impl EndpointView {
-    /// Whether it counts as missing: a pod without an address is not running yet.
+    /// Whether it counts as missing: a pod without an address is not running yet, and one that is ending and has no
+    /// interface any more does not run any longer.
     #[must_use]
     pub fn missing(&self) -> Option<String> {
-        let waits = self.state == State::Unenforced && self.pod.addresses.is_empty();
-        (self.state != State::Enforced && !waits)
+        let ended = self.pod.terminating && self.ifindex == 0;
+        let idle = self.state == State::Unenforced && (self.pod.addresses.is_empty() || ended);
+        (self.state != State::Enforced && !idle)
             .then(|| format!("pod {} is {}: {}", self.pod.key, self.state.name(), self.detail))
     }
 }

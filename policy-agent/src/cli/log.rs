@@ -6,8 +6,9 @@ use tracing_subscriber::EnvFilter;
 
 use super::{Exit, Failure, LogFormat};
 
-/// Libraries that tell more than anybody wants to know; a filter may name them all the same.
-const QUIET: &str = "aya=warn,aya_obj=warn,h2=warn,hyper=warn,hyper_util=warn,kube=error,rustls=warn,tonic=warn,tower=warn,notify=warn";
+/// Libraries that tell more than anybody wants to know; a filter may name them all the same. What a request of `kube` ends
+/// with is told by us, once.
+const QUIET: &str = "aya=warn,aya_obj=warn,h2=warn,hyper=warn,hyper_util=warn,kube=off,rustls=warn,tonic=warn,tower=warn,notify=warn";
 
 /// Starts logging.
 ///
