@@ -5,6 +5,7 @@
 mod latency;
 mod life;
 mod manifests;
+mod notices;
 mod probes;
 mod rendered;
 mod services;
@@ -30,6 +31,7 @@ const EVERYWHERE: &[(&str, Test)] = &[
 /// What one cluster shows for all.
 const ONCE: &[(&str, Test)] = &[
     ("a_second_agent_is_refused", life::second_agent),
+    ("kubectl_events_tells_the_owner_of_a_policy", notices::events),
     ("time_from_apply_to_drop_and_from_delete_to_pass", latency::policies),
     ("time_that_a_new_pod_is_open", latency::new_pods),
     ("a_rolled_daemonset_judges_no_packet_wrongly", life::rolled),

@@ -10,9 +10,6 @@ use std::{
     process::Command,
 };
 
-/// A classic filter that matches every packet: one instruction that returns -1.
-const MATCH: &str = "1,6 0 0 4294967295";
-
 /// The namespace with the switch.
 pub const LAN: &str = "lan";
 
@@ -94,25 +91,12 @@ fn node(number: u8) -> Result<()> {
     inside(&name, &["link", "set", "lo", "up"])?;
     inside(LAN, &["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &full_name])?;
     inside(LAN, &["link", "set", &port, "master", "switch", "up"])?;
-    wire(&port)?;
     inside(&name, &["link", "set", "eth0", "up"])?;
     for address in node_ips(number) {
         inside(&name, &["address", "add", &with_length(address), "dev", "eth0"])?;
     }
     for via in outside_ips() {
         inside(&name, &["route", "add", "default", "via", &via.to_string()])?;
-    }
-    Ok(())
-}
-
-/// Makes a port of the switch forget what the sender's kernel noted on a packet, as a wire does: nodes here share one
-/// kernel, and a link between namespaces keeps `tc_index`. The class of a filter that matches, none, overwrites it.
-fn wire(port: &str) -> Result<()> {
-    for words in [
-        ["qdisc", "add", "dev", port, "clsact"].as_slice(),
-        ["filter", "add", "dev", port, "ingress", "bpf", "bytecode", MATCH].as_slice(),
-    ] {
-        output(Command::new("tc").args(["-netns", &full(LAN)]).args(words))?;
     }
     Ok(())
 }
