@@ -22,7 +22,7 @@ impl Known {
         let scenarios =
             scenario::all().expect("scenario files read").into_iter().map(|(_, case)| case.id).collect();
         let mut tests = BTreeSet::new();
-        for folder in ["policy-common", "policy-agent", "tests", "xtask"] {
+        for folder in ["policy-common", "policy-agent", "fuzz", "tests", "xtask"] {
             collect_tests(&scenario::root().join(folder), &mut tests);
         }
         assert!(tests.len() > 100, "tests were looked for in the wrong place");

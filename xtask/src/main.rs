@@ -7,6 +7,7 @@ mod cluster;
 mod command;
 mod demo;
 mod fail;
+mod fuzz;
 mod image;
 mod lint;
 mod scenarios;
@@ -76,6 +77,12 @@ const TASKS: &[Task] = &[
         args: "[--pairs N] [--malformed N] [--repeat N] [--seed N] [--replay FILE]",
         about: "random worlds (10^7 pairs) and malformed packets (10^8): evaluator, tables and programs agree",
         run: soak::task,
+    },
+    Task {
+        name: "fuzz",
+        args: "[packet|decide|object|event]... [--seconds N] [--seed N] [--save]",
+        about: "coverage-guided fuzzing of parser, decision, reader of objects and event codec, from the corpus",
+        run: fuzz::task,
     },
     Task {
         name: "bench",

@@ -120,6 +120,10 @@ fn extensions<B: Bytes>(bytes: &B, start: usize, next: u8) -> Result<Walk, Reaso
         let head = u32::from_be(head);
         let size = head >> 16 & 0xff;
         if w.protocol == FRAGMENT {
+            // A fragment of a fragment: which datagram its ports would be those of, nobody can say.
+            if w.facts & facts::FIRST_FRAGMENT != 0 {
+                return Err(Reason::Malformed);
+            }
             let later = head & 0xfff8 != 0;
             w.fragment = more;
             w.facts |= match (later, head & 1 != 0) {

@@ -103,6 +103,19 @@ fn fragments() {
     let atomic = p6(&fragment(0, &udp)).unwrap();
     assert_eq!((atomic.facts, atomic.destination_port), (facts::OPENS, 2));
     assert_eq!(p6(&fragment(1, &udp[..3])), Err(Reason::FragmentTiny));
+    // A fragment of a fragment is of no datagram; an atomic one may hold a real one.
+    let nested = |outer: u16, inner: u16| {
+        let mut b = vec![44, 0];
+        b.extend(outer.to_be_bytes());
+        b.extend([0, 0, 0, 8, 17, 0]);
+        b.extend(inner.to_be_bytes());
+        b.extend([0, 0, 0, 9]);
+        b.extend(udp);
+        p6(&ip6(44, 64, &b))
+    };
+    assert_eq!(nested(1, 8), Err(Reason::Malformed));
+    assert_eq!(nested(1, 1), Err(Reason::Malformed));
+    assert!(nested(0, 8).unwrap().is(facts::LATER_FRAGMENT));
 }
 
 #[test]
