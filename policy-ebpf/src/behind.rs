@@ -8,8 +8,8 @@ use policy_common::flow::FlowMaps;
 use policy_common::reason::Reason;
 
 use crate::access::Kernel;
-use crate::flows::scratch;
 use crate::found::{SLOW4, SLOW6};
+use crate::front::parsed;
 use crate::skb::Skb;
 
 /// Beside a slot: the packet has lost its tag.
@@ -22,10 +22,10 @@ pub(crate) extern "C" fn owner(context: *mut __sk_buff, found: u32) -> u64 {
     let skb = Skb::from_raw(context);
     // An argument that is never read would not be passed, and the verifier misses it.
     skb.len();
-    let (Some(kernel), Some(scratch)) = (Kernel::new(skb, 0), scratch()) else { return 0 };
+    let (Some(kernel), Some(parsed)) = (Kernel::new(skb, 0), parsed()) else { return 0 };
     let (family, address) = match found as u64 {
-        SLOW4 => (4, V4::wide(&scratch.packet4.source)),
-        SLOW6 => (6, V6::wide(&scratch.packet6.source)),
+        SLOW4 => (4, V4::wide(&parsed.packet4.source)),
+        SLOW6 => (6, V6::wide(&parsed.packet6.source)),
         _ => return 0,
     };
     FlowMaps::<V4>::local(&kernel, &LocalKey { slot: ANY_SLOT, family, address }) as u64
@@ -41,14 +41,10 @@ macro_rules! exit {
             let skb = Skb::from_raw(context);
             skb.len();
             let kernel = Kernel::new(skb, sender as u16);
-            let (Some(kernel), Some(scratch)) = (kernel, scratch()) else {
+            let (Some(kernel), Some(parsed)) = (kernel, parsed()) else {
                 return (Reason::Internal as u64) << 4;
             };
-            let mut packet = scratch.$packet;
-            let untagged = sender & UNTAGGED != 0;
-            let verdict = judge_exit::<$family, Kernel>(&kernel, word, untagged, &mut packet);
-            scratch.$packet = packet;
-            verdict.0
+            judge_exit::<$family, Kernel>(&kernel, word, sender & UNTAGGED != 0, &mut parsed.$packet).0
         }
     };
 }

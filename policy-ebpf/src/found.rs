@@ -5,7 +5,7 @@ pub(crate) const PULL: u32 = 256;
 
 /// ARP passes.
 pub(crate) const ARP: u64 = 1 << 9;
-/// A packet in the scratch value, of the family in the low bits.
+/// A packet in [`crate::maps::Parsed`], of the family in the low bits.
 pub(crate) const SLOW: u64 = 1 << 10;
 pub(crate) const SLOW4: u64 = SLOW | 4;
 pub(crate) const SLOW6: u64 = SLOW | 6;

@@ -7,11 +7,11 @@ use policy_common::reason::Reason;
 
 use crate::access::{Kernel, interface};
 use crate::bytes::Direct;
-use crate::flows::scratch;
 use crate::found::{ARP, PULL, SLOW4, SLOW6};
+use crate::maps::{PARSED, Parsed};
 use crate::skb::Skb;
 
-/// Parses the packet into the scratch value: one of the constants of [`crate::found`], or a reason. `device` = by which it
+/// Parses the packet into this CPU's [`Parsed`]: one of the constants of [`crate::found`], or a reason. `device` = by which it
 /// leaves, 0 at a pod's hook.
 #[inline(always)]
 pub(crate) fn parse(skb: Skb, device: u32) -> u64 {
@@ -26,7 +26,7 @@ pub(crate) fn parse(skb: Skb, device: u32) -> u64 {
 extern "C" fn front(context: *mut __sk_buff, device: u32) -> u64 {
     let skb = Skb::from_raw(context);
     let refused = Reason::Internal as u64;
-    let (Some(kernel), Some(scratch)) = (Kernel::new(skb, 0), scratch()) else { return refused };
+    let (Some(kernel), Some(parsed)) = (Kernel::new(skb, 0), parsed()) else { return refused };
     let bytes = Direct::new(skb, kernel.zero);
     let bare = device != 0 && interface(device).flags & interface_flags::NO_ETHERNET != 0;
     let (kind, at) = if bare {
@@ -44,18 +44,25 @@ extern "C" fn front(context: *mut __sk_buff, device: u32) -> u64 {
         Ok(Link::Arp) => ARP,
         Ok(Link::Ip4) => match parse4(&bytes, at) {
             Ok(packet) => {
-                scratch.packet4 = packet;
+                parsed.packet4 = packet;
                 SLOW4
             }
             Err(reason) => reason as u64,
         },
         Ok(Link::Ip6) => match parse6(&bytes, at) {
             Ok(packet) => {
-                scratch.packet6 = packet;
+                parsed.packet6 = packet;
                 SLOW6
             }
             Err(reason) => reason as u64,
         },
         Err(reason) => reason as u64,
     }
+}
+
+/// This CPU's parsed packet. One function at a time holds it: it is handed on by a call at whose end nobody needs it.
+#[inline(always)]
+pub(crate) fn parsed<'a>() -> Option<&'a mut Parsed> {
+    // SAFETY: this CPU's own element; tc programs of one CPU do not interrupt each other.
+    PARSED.get_ptr_mut(0).map(|p| unsafe { &mut *p })
 }

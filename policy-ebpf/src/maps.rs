@@ -78,12 +78,20 @@ pub(crate) struct Scratch {
     pub(crate) prefix4: Key<u32>,
     pub(crate) prefix6: Key<[u32; 4]>,
     pub(crate) flow: Flow,
+}
+
+/// The packet on its way from the function that parses it to those that judge and report it. Apart from [`Scratch`],
+/// which is filled anew while the packet is judged.
+#[repr(C)]
+pub(crate) struct Parsed {
     pub(crate) packet4: Packet<u32>,
     pub(crate) packet6: Packet<[u32; 4]>,
 }
 
 #[btf_map]
 pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static PARSED: PerCpuArray<Parsed, 1> = PerCpuArray::new();
 /// Signatures of the last events, per CPU: {tick 32, hash 32}.
 #[btf_map]
 pub(crate) static RECENT: PerCpuArray<u64, { RECENT_EVENTS as usize }> = PerCpuArray::new();

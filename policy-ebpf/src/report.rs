@@ -12,7 +12,7 @@ use crate::access::{Kernel, meta};
 use crate::bucket::{is_repeat, take};
 use crate::bytes::Direct;
 use crate::count::{add, count};
-use crate::flows::scratch;
+use crate::front::parsed;
 use crate::maps::{EPSTAT, EVENTS, RULE_HITS};
 use crate::skb::Skb;
 use policy_common::flow::Host;
@@ -34,7 +34,7 @@ struct Place {
 /// In the last argument of [`report`]: judged behind the translation of a Service.
 pub(crate) const AT_EXIT: u32 = 1 << 26;
 
-/// The last argument of [`report`]: {slot 16, direction 2, family of the packet in the scratch value 8, at exit 1}.
+/// The last argument of [`report`]: {slot 16, direction 2, family of the parsed packet 8, at exit 1}.
 #[inline(always)]
 pub(crate) fn report_place(slot: u32, direction: Direction, family: u8) -> u32 {
     slot | (direction as u32) << 16 | (family as u32) << 18
@@ -66,9 +66,9 @@ pub(crate) extern "C" fn report(context: *mut __sk_buff, word: u64, verdict: u64
     }
     if let Some(kernel) = Kernel::new(skb, slot) {
         let now = kernel.now();
-        let seen = match ((place >> 18) as u8, scratch()) {
-            (4, Some(scratch)) => Seen::packet::<V4>(&scratch.packet4),
-            (6, Some(scratch)) => Seen::packet::<V6>(&scratch.packet6),
+        let seen = match ((place >> 18) as u8, parsed()) {
+            (4, Some(parsed)) => Seen::packet::<V4>(&parsed.packet4),
+            (6, Some(parsed)) => Seen::packet::<V6>(&parsed.packet6),
             _ => Seen::frame(&Direct::new(skb, 0)),
         };
         let flags = if place & AT_EXIT != 0 { event_flags::EXIT } else { 0 };

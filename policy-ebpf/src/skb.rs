@@ -56,6 +56,10 @@ impl Skb {
         vlan_present: vlan_present
     );
     field!(
+        /// Ethertype, network order, as the sender's device set it: a hint.
+        protocol: protocol
+    );
+    field!(
         /// Start of the linear part.
         data: data
     );

@@ -13,7 +13,7 @@ pub use bytes::{Bytes, Slice};
 pub use ethernet::{ETHERNET_HEADER, Link, link};
 pub use ipv4::parse as parse4;
 pub use ipv6::parse as parse6;
-pub use plain::{Plain, plain};
+pub use plain::{plain4, plain6};
 
 /// IP protocol numbers.
 pub mod protocol {

@@ -4,29 +4,20 @@
 
 use super::{Bytes, ETHERNET_HEADER, Packet, facts, protocol, tcp};
 
-/// An ordinary packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plain {
-    /// IPv4.
-    V4(Packet<u32>),
-    /// IPv6.
-    V6(Packet<[u32; 4]>),
+/// The last two bytes before the IP header.
+#[inline(always)]
+fn ethertype<B: Bytes>(bytes: &B) -> Option<u16> {
+    // The word that ends with them: one load instead of two of a byte each.
+    let [word] = bytes.words::<1>(ETHERNET_HEADER - 4)?;
+    Some(u32::from_be(word) as u16)
 }
 
-/// The frame's packet, if it is ordinary and opens no connection: UDP, or TCP without SYN.
+/// The frame's IPv4 packet, if it is ordinary and opens no connection: UDP, or TCP without SYN.
 #[inline(always)]
-pub fn plain<B: Bytes>(bytes: &B) -> Option<Plain> {
-    // The word that ends with the ethertype: one load instead of two of a byte each.
-    let [ethertype] = bytes.words::<1>(ETHERNET_HEADER - 4)?;
-    match u32::from_be(ethertype) as u16 {
-        0x0800 => plain4(bytes).map(Plain::V4),
-        0x86dd => plain6(bytes).map(Plain::V6),
-        _ => None,
+pub fn plain4<B: Bytes>(bytes: &B) -> Option<Packet<u32>> {
+    if ethertype(bytes)? != 0x0800 {
+        return None;
     }
-}
-
-#[inline(always)]
-fn plain4<B: Bytes>(bytes: &B) -> Option<Packet<u32>> {
     let h = bytes.words::<7>(ETHERNET_HEADER)?;
     let (first, second) = (u32::from_be(h[0]), u32::from_be(h[1]));
     // Version, a header of five words, and neither "more fragments" nor an offset.
@@ -51,19 +42,27 @@ fn plain4<B: Bytes>(bytes: &B) -> Option<Packet<u32>> {
     })
 }
 
+/// The same for IPv6.
 #[inline(always)]
-fn plain6<B: Bytes>(bytes: &B) -> Option<Packet<[u32; 4]>> {
-    let h = bytes.words::<12>(ETHERNET_HEADER)?;
-    let second = u32::from_be(h[1]);
-    let (source, destination) = ([h[2], h[3], h[4], h[5]], [h[6], h[7], h[8], h[9]]);
-    // Addresses that may be mapped ones have 64 zeroes in front.
-    if u32::from_be(h[0]) >> 28 != 6 || h[2] | h[3] == 0 || h[6] | h[7] == 0 {
+pub fn plain6<B: Bytes>(bytes: &B) -> Option<Packet<[u32; 4]>> {
+    if ethertype(bytes)? != 0x86dd {
+        return None;
+    }
+    let [first, second] = bytes.words::<2>(ETHERNET_HEADER)?.map(u32::from_be);
+    if first >> 28 != 6 {
         return None;
     }
     let number = (second >> 8) as u8;
     let left = if second >> 16 == 0 { u32::MAX } else { second >> 16 };
-    let ports = u32::from_be(h[10]);
+    let [ports, _] = bytes.words::<2>(ETHERNET_HEADER + 40)?.map(u32::from_be);
     let t = transport(bytes, ETHERNET_HEADER + 40, number, left)?;
+    // Addresses last: a kernel program has no registers to keep them in.
+    let a = bytes.words::<8>(ETHERNET_HEADER + 8)?;
+    let (source, destination) = ([a[0], a[1], a[2], a[3]], [a[4], a[5], a[6], a[7]]);
+    // Those that may be mapped ones have 64 zeroes in front.
+    if a[0] | a[1] == 0 || a[4] | a[5] == 0 {
+        return None;
+    }
     Some(Packet {
         source,
         destination,
@@ -102,6 +101,16 @@ fn transport<B: Bytes>(bytes: &B, at: usize, number: u8, left: u32) -> Option<Re
 mod tests {
     use super::*;
     use crate::packet::{Link, Slice, link, parse4, parse6};
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Plain {
+        V4(Packet<u32>),
+        V6(Packet<[u32; 4]>),
+    }
+
+    fn plain(bytes: &Slice<'_>) -> Option<Plain> {
+        plain4(bytes).map(Plain::V4).or_else(|| plain6(bytes).map(Plain::V6))
+    }
 
     /// What the full parsers say.
     fn full(frame: &[u8]) -> Option<Plain> {
