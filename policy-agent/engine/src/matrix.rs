@@ -1,7 +1,9 @@
-//! Who may open what to whom: every pair of pods, on given ports, as rows and as a compact table.
+//! Who may open what to whom: every pair of pods, and every pod and Service, on given ports, as rows and as compact tables.
 //!
 //! A pair is judged on every address family that both pods have. It is allowed if every one of them is, because a
 //! client picks the family by itself; where the families differ the row shows both.
+
+mod through;
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Display, Write};
@@ -11,6 +13,7 @@ use std::sync::Arc;
 use policy_common::abi::Direction;
 use serde::{Serialize, Serializer};
 
+pub use self::through::{BackendRow, ServiceRow, Through};
 use crate::model::{ObjectKey, Pod, Policy, Protocol};
 use crate::oracle;
 use crate::verdict::Query;
@@ -80,6 +83,9 @@ fn as_text<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok,
 pub struct Matrix {
     /// Rows.
     pub rows: Vec<Row>,
+    /// Pods and the Services that have one of the ports.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<ServiceRow>,
     /// What is not in the rows, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -90,7 +96,9 @@ pub struct Matrix {
 pub fn matrix(world: &World, ports: &[(Protocol, u16)]) -> Matrix {
     let (ends, mut notes) = ends(world);
     let mut rows = Vec::with_capacity(ends.len() * ends.len() * ports.len());
+    let mut services = Vec::new();
     for &(protocol, port) in ports {
+        services.extend(through::rows(world, &ends, protocol, port));
         for from in &ends {
             rows.extend(ends.iter().filter_map(|to| row(world, from, to, protocol, port)));
         }
@@ -102,7 +110,7 @@ pub fn matrix(world: &World, ports: &[(Protocol, u16)]) -> Matrix {
         "no common address family, not judged",
         strangers.map(|(a, b)| format!("{} and {}", a.pod.key, b.pod.key)),
     );
-    Matrix { rows, notes }
+    Matrix { rows, services, notes }
 }
 
 /// A pod with what decides about it.
@@ -187,6 +195,10 @@ impl Matrix {
         let pods: Vec<&ObjectKey> = pods.into_iter().collect();
         for rows in self.rows.chunk_by(|a, b| (a.protocol, a.port) == (b.protocol, b.port)) {
             table(out, &pods, rows)?;
+            let same =
+                |row: &&ServiceRow| rows.iter().any(|r| (r.protocol, r.port) == (row.protocol, row.port));
+            let through_services: Vec<ServiceRow> = self.services.iter().filter(same).cloned().collect();
+            through::table(out, &through_services)?;
         }
         self.notes.iter().try_for_each(|note| writeln!(out, "{note}"))
     }

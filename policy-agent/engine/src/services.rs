@@ -42,6 +42,19 @@ pub fn towards(query: &Query, backend: (IpAddr, u16)) -> Query {
     Query { destination: backend.0, port: backend.1, ..*query }
 }
 
+/// Where a port of a Service leads, sorted: as EndpointSlices say; without any, the pods that the Service selects.
+#[must_use]
+pub fn reached(world: &World, service: &Service, port: &ServicePort) -> Vec<(IpAddr, u16)> {
+    let given = world.slices.values().any(|slice| slice.service_key() == service.key);
+    let found: BTreeSet<(IpAddr, u16)> = if given {
+        [true, false].into_iter().flat_map(|ipv4| behind(world, service, port, ipv4)).collect()
+    } else {
+        let pods = world.pod_addresses().filter(|(_, pod)| service.selects(pod));
+        pods.filter_map(|(address, pod)| Some((address, port.on(pod)?))).collect()
+    };
+    found.into_iter().collect()
+}
+
 /// Where a port of a Service leads in a family, as EndpointSlices say.
 pub fn behind<'a>(
     world: &'a World,

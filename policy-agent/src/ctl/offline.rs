@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use policy_engine::model::{ObjectKey, Pod, Protocol};
+use policy_engine::services;
 use policy_engine::world::World;
 
 use crate::ctl::failure::Failure;
@@ -92,6 +93,13 @@ pub fn backends(
         return Err(Failure::new(format!("Service {key} has no port {port}/{protocol}"))
             .hint(format!("its ports: {}", ports.join(", "))));
     };
+    if world.slices.values().any(|slice| slice.service_key() == key) {
+        let ends = services::reached(world, service, service_port).into_iter().map(|(address, port)| {
+            let name = world.pod_at(address).map_or_else(|| address.to_string(), |pod| pod.key.to_string());
+            (End { name, addresses: vec![address] }, port)
+        });
+        return some_backend(&key, ends.collect(), "see its EndpointSlices");
+    }
     if service.selector.is_empty() {
         return Err(Failure::new(format!("Service {key} has no selector: its backends are in no manifest"))
             .hint("ask for a backend by its address"));
@@ -102,11 +110,13 @@ pub fn backends(
         Some(addresses(world, pod).map(|addresses| (End { name: pod.key.to_string(), addresses }, port)))
     });
     let ends = ends.collect::<Result<Vec<_>, _>>()?;
+    some_backend(&key, ends, "see its selector, and the pods' labels, addresses and port names")
+}
+
+fn some_backend(key: &ObjectKey, ends: Vec<(End, u16)>, hint: &str) -> Result<Vec<(End, u16)>, Failure> {
     if ends.is_empty() {
-        return Err(Failure::new(format!(
-            "Service {key} leads to no pod: the node refuses connections to it"
-        ))
-        .hint("see its selector, and the pods' labels, addresses and port names"));
+        let none = format!("Service {key} leads to no pod: the node refuses connections to it");
+        return Err(Failure::new(none).hint(hint));
     }
     Ok(ends)
 }
