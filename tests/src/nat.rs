@@ -21,11 +21,13 @@ pub enum Front {
     HostPort(u16),
 }
 
-/// A port of a Service and where it leads; TCP and UDP.
-#[derive(Debug, Clone)]
+/// A port of a Service and where it leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Forward {
     /// What connections are addressed to.
     pub front: Front,
+    /// `tcp`, `udp`.
+    pub protocols: Vec<&'static str>,
     /// Backends, taken in turns; none: refused.
     pub backends: Vec<SocketAddr>,
 }
@@ -66,7 +68,7 @@ fn rules(text: &mut String, family: &str, forwards: &[Forward]) -> std::fmt::Res
         if backends.is_empty() && !forward.backends.is_empty() {
             continue;
         }
-        for protocol in ["tcp", "udp"] {
+        for protocol in &forward.protocols {
             let (matches, masquerade) = match forward.front {
                 Front::Address(front) if front.is_ipv4() != v4 => continue,
                 Front::Address(front) => {

@@ -6,12 +6,13 @@ use super::{
 };
 use crate::{
     net::{Family, Node},
-    scenario::{Expected, Pair, Place, SessionState, State, Where},
+    scenario::{Expected, Pair, Place, SessionState, State, Translation, Translations, Where},
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use policy_common::abi::Direction;
 use policy_engine::{
-    model::ObjectKey,
-    oracle, read,
+    model::{ObjectKey, ServiceMode},
+    oracle, read, services,
     verdict::Query,
     world::{Delta, World},
 };
@@ -22,17 +23,28 @@ use std::{collections::BTreeMap, net::IpAddr};
 pub struct Evaluator {
     objects: Objects,
     world: World,
+    translations: Translations,
     sessions: BTreeMap<String, Pair>,
 }
 
 impl Evaluator {
     /// An empty cluster.
     pub fn new() -> Self {
-        Self { objects: Objects::default(), world: new_world(), sessions: BTreeMap::new() }
+        Self {
+            objects: Objects::default(),
+            world: new_world(),
+            translations: Translations::default(),
+            sessions: BTreeMap::new(),
+        }
     }
 
     fn ask(&self, places: &Places, pair: &Pair) -> Result<Seen> {
-        let evaluation = oracle::verdicts(&self.world, &query(places, pair)?);
+        let query = query(places, pair)?;
+        let translated = self.translations.of(query.destination, pair.port);
+        if let Some(translation) = translated {
+            return self.ask_service(place(places, &pair.from)?, &query, &translation);
+        }
+        let evaluation = oracle::verdicts(&self.world, &query);
         Ok(Seen {
             allow: Some(evaluation.allows()),
             ingress: Some(evaluation.ingress.allows()),
@@ -42,6 +54,45 @@ impl Evaluator {
     }
 }
 
+impl Evaluator {
+    /// The verdict on all that the node may turn the destination into; an error where it depends on what it chooses.
+    fn ask_service(&self, from: &Place, query: &Query, translation: &Translation) -> Result<Seen> {
+        let mut found: Option<(bool, bool)> = None;
+        // Nobody answers for a Service without backends, whatever policy says.
+        let mut seen = Seen { allow: Some(false), ..Seen::default() };
+        for backend in &translation.backends {
+            let behind = services::towards(query, (backend.ip(), backend.port()));
+            let judged = match self.world.service_mode {
+                ServiceMode::Tag => &behind,
+                ServiceMode::Backends => query,
+            };
+            let egress = oracle::side(&self.world, Direction::Egress, judged).allows();
+            let hidden = translation.masquerade && from.at == Where::Outside;
+            let source = if hidden { own_address(backend.ip()) } else { query.source };
+            let ingress = oracle::side(&self.world, Direction::Ingress, &Query { source, ..behind }).allows();
+            ensure!(
+                found.is_none_or(|known| known == (egress, ingress)),
+                "{backend} is judged unlike the others"
+            );
+            found = Some((egress, ingress));
+        }
+        if let Some((egress, ingress)) = found {
+            seen = Seen {
+                allow: Some(egress && ingress),
+                ingress: Some(ingress),
+                egress: Some(egress),
+                ..Seen::default()
+            };
+        }
+        Ok(seen)
+    }
+}
+
+/// The node's own address of the same family.
+pub(super) fn own_address(like: IpAddr) -> IpAddr {
+    if like.is_ipv4() { Node::ADDRESS4.into() } else { Node::ADDRESS6.into() }
+}
+
 impl Default for Evaluator {
     fn default() -> Self {
         Self::new()
@@ -49,7 +100,13 @@ impl Default for Evaluator {
 }
 
 impl Backend for Evaluator {
+    fn judge_services(&mut self, mode: ServiceMode) -> Result<bool> {
+        self.world.apply(Delta::ServiceMode(mode));
+        Ok(true)
+    }
+
     fn sync(&mut self, state: &State) -> Result<()> {
+        self.translations = state.translations();
         for delta in deltas(&mut self.objects, state) {
             self.world.apply(delta);
         }
@@ -94,6 +151,7 @@ fn gone(kind: &str, namespace: &str, name: &str, object: &serde_json::Value) -> 
         }
         "NetworkPolicy" => Some(Delta::PolicyGone(key)),
         "Service" => Some(Delta::ServiceGone(key)),
+        "EndpointSlice" => Some(Delta::EndpointSliceGone(key)),
         _ => None,
     }
 }

@@ -3,14 +3,14 @@
 //! Every probe is a conversation, packet by packet, through the hooks of both ends.
 
 use super::{
-    evaluator::{address, deltas, new_world, place, query},
+    evaluator::{address, deltas, new_world, own_address, place, query},
     exchange::{Exchange, Speaker},
     objects::Objects,
     run::{Backend, Places, Seen, in_order},
 };
 use crate::{
     pkt::Packet,
-    scenario::{Expected, Pair, Place, SessionState, State, Where},
+    scenario::{Expected, Pair, Place, Port, SessionState, State, Translation, Translations, Where},
 };
 use anyhow::{Context, Result, ensure};
 use policy_common::abi::{Direction, action, endpoint_config};
@@ -21,11 +21,12 @@ use policy_engine::{
         datapath::{MemDatapath, MemEndpoint, Way},
         tables::MemTables,
     },
+    model::ServiceMode,
     planner::Planner,
     rule_ids::RuleIds,
     tables::Tables,
     verdict::Query,
-    world::World,
+    world::{Delta, World},
 };
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -48,6 +49,7 @@ pub struct Memory {
     next_slot: u16,
     next_port: u16,
     now: u32,
+    translations: Translations,
     sessions: BTreeMap<String, (Pair, Exchange)>,
 }
 
@@ -64,6 +66,7 @@ impl Memory {
             next_slot: 1,
             next_port: FIRST_PORT,
             now: 1,
+            translations: Translations::default(),
             sessions: BTreeMap::new(),
         }
     }
@@ -123,19 +126,62 @@ impl Memory {
 
     /// Whether a packet passes the sender's hook and the receiver's.
     fn passes(&mut self, from: &Place, to: &Place, packet: &Packet) -> bool {
-        let frame = packet.ethernet([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+        self.passes_through(from, to, packet, packet)
+    }
+
+    /// The same for a packet that the node translates: as it is `sent`, and as it is `received`.
+    fn passes_through(&mut self, from: &Place, to: &Place, sent: &Packet, received: &Packet) -> bool {
+        let (sent, received) = (frame(sent), frame(received));
         let (mut tag, mut ingress_ifindex) = (0, if from.at == Where::Node { 0 } else { UPLINK });
         if let Some(slot) = self.slot(from) {
             let judged =
-                self.datapath.judge_packet(slot, Direction::Egress, &Way::default(), &frame.bytes, self.now);
+                self.datapath.judge_packet(slot, Direction::Egress, &Way::default(), &sent, self.now);
             if !judged.passes {
                 return false;
             }
             (tag, ingress_ifindex) = (judged.tag, slot.into());
         }
-        let Some(slot) = self.slot(to) else { return true };
         let way = Way { ingress_ifindex, socket: from.at == Where::Node, tag, vlan: false };
-        self.datapath.judge_packet(slot, Direction::Ingress, &way, &frame.bytes, self.now).passes
+        match (self.slot(to), to.at) {
+            (Some(slot), _) => {
+                self.datapath.judge_packet(slot, Direction::Ingress, &way, &received, self.now).passes
+            }
+            // What the node delivers to itself leaves by no device.
+            (None, Where::Node) => true,
+            (None, Where::Pod | Where::Outside) => {
+                self.datapath.judge_exit(UPLINK, &way, &received, self.now).passes
+            }
+        }
+    }
+
+    /// What becomes of a conversation with a Service, of which the node chooses the first backend.
+    fn ask_service(
+        &mut self,
+        places: &Places,
+        expected: &Expected,
+        translation: &Translation,
+        size: usize,
+    ) -> Result<Seen> {
+        let pair = &expected.pair;
+        let outer = self.exchange(places, pair, size)?;
+        let Some(backend) = translation.backends.first() else {
+            // The node refuses it, if the pod's hook does not.
+            return Ok(Seen { allow: Some(false), ..Seen::default() });
+        };
+        let from = place(places, &pair.from)?.clone();
+        let found = places.values().find(|place| place.ips.contains(&backend.ip()));
+        let to = found.with_context(|| format!("nobody has {backend}"))?.clone();
+        let hidden = translation.masquerade || to.name == from.name;
+        let client = if hidden { own_address(backend.ip()) } else { outer.client };
+        let port = Port { number: backend.port(), ..outer.port };
+        let inner = Exchange { client, server: backend.ip(), port, ..outer.clone() };
+        let packets = outer.opening().into_iter().zip(inner.opening());
+        let passes = packets.into_iter().all(|((speaker, outer), (_, inner))| match speaker {
+            Speaker::Client => self.passes_through(&from, &to, &outer, &inner),
+            Speaker::Server => self.passes_through(&to, &from, &inner, &outer),
+        });
+        let allow = expected.on_the_wire(&from, &to).map(|wanted| (passes == wanted) == expected.allow);
+        Ok(Seen { allow, ..Seen::default() })
     }
 
     /// Sends packets until one is lost; whether all passed.
@@ -162,6 +208,10 @@ impl Memory {
         let pair = &expected.pair;
         let (from, to) = (place(places, &pair.from)?.clone(), place(places, &pair.to)?.clone());
         let query = query(places, pair)?;
+        let translated = self.translations.of(query.destination, pair.port);
+        if let Some(translation) = translated {
+            return self.ask_service(places, expected, &translation, size);
+        }
         let egress = self.side(&from, Direction::Egress, &query);
         let ingress = self.side(&to, Direction::Ingress, &query);
         let exchange = self.exchange(places, pair, size)?;
@@ -172,6 +222,10 @@ impl Memory {
     }
 }
 
+fn frame(packet: &Packet) -> Vec<u8> {
+    packet.ethernet([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]).bytes
+}
+
 impl Default for Memory {
     fn default() -> Self {
         Self::new()
@@ -179,7 +233,13 @@ impl Default for Memory {
 }
 
 impl Backend for Memory {
+    fn judge_services(&mut self, mode: ServiceMode) -> Result<bool> {
+        self.world.apply(Delta::ServiceMode(mode));
+        Ok(true)
+    }
+
     fn sync(&mut self, state: &State) -> Result<()> {
+        self.translations = state.translations();
         for delta in deltas(&mut self.objects, state) {
             self.world.apply(delta);
         }

@@ -4,10 +4,11 @@ use crate::{
     net::Family,
     scenario::{
         AgentAction, Case, Expected, Pair, Place, Port, Session, SessionExpect, SessionOpen, SessionSend,
-        SessionState, State, Transport,
+        SessionState, State, Translations, Transport,
     },
 };
 use anyhow::{Context, Result, ensure};
+use policy_engine::model::ServiceMode;
 use std::collections::BTreeMap;
 
 /// What a back end found out about a pair; `None`: it cannot tell.
@@ -33,6 +34,12 @@ pub trait Backend {
     /// The end of its log, where it has one, for messages.
     fn log(&self) -> Option<String> {
         None
+    }
+
+    /// How the node judges what pods send to Services from now on; false: this back end knows nothing of Services, and is
+    /// not asked about them.
+    fn judge_services(&mut self, _mode: ServiceMode) -> Result<bool> {
+        Ok(false)
     }
 
     /// Whether it must be shown first that without any policy every pair passes, so that a denial means something.
@@ -74,9 +81,22 @@ pub(super) fn in_order(pairs: &[Expected]) -> [Vec<usize>; 2] {
     [first, rest]
 }
 
-/// Runs all steps; the result lists every difference, one a line. An error is a scenario that cannot run.
+/// Runs all steps, for each way to judge Services that the scenario is about; the result lists every difference, one a
+/// line. An error is a scenario that cannot run.
 pub fn run(case: &Case, backend: &mut dyn Backend) -> Result<Vec<String>> {
+    let mut differences = Vec::new();
+    for mode in case.services.modes() {
+        let found = run_as(case, *mode, backend)?;
+        let label =
+            if case.services.modes().len() > 1 { format!("by {}: ", mode.name()) } else { String::new() };
+        differences.extend(found.into_iter().map(|text| label.clone() + &text));
+    }
+    Ok(differences)
+}
+
+fn run_as(case: &Case, mode: ServiceMode, backend: &mut dyn Backend) -> Result<Vec<String>> {
     let mut state = State::new(case)?;
+    let knows_services = backend.judge_services(mode)?;
     backend.begin(case)?;
     backend.sync(&state).context("sync before the first step")?;
     let mut differences = Vec::new();
@@ -105,7 +125,11 @@ pub fn run(case: &Case, backend: &mut dyn Backend) -> Result<Vec<String>> {
             differences.extend(found.map(|text| format!("{label}: {text}")));
         }
         if let Some(expect) = &step.expect {
-            let table = Expected::table(case, expect, &state).with_context(|| label.clone())?;
+            let mut table = Expected::table(case, expect, &state).with_context(|| label.clone())?;
+            if !knows_services {
+                let translations = state.translations();
+                table.retain(|expected| !is_translated(&translations, &places, &expected.pair));
+            }
             let seen = backend.probe(&places, &table, expect.size).with_context(|| label.clone())?;
             ensure!(seen.len() == table.len(), "{label}: {} answers to {} pairs", seen.len(), table.len());
             let pairs = table.iter().zip(&seen);
@@ -114,6 +138,13 @@ pub fn run(case: &Case, backend: &mut dyn Backend) -> Result<Vec<String>> {
         }
     }
     Ok(differences)
+}
+
+/// Whether the node turns the destination into another one, or leaves a Service's address as it is.
+fn is_translated(translations: &Translations, places: &Places, pair: &Pair) -> bool {
+    let to = places.get(&pair.to).and_then(|place| place.ip(pair.family));
+    let is_service = pair.to.starts_with("svc/") || pair.to.starts_with("lb/");
+    is_service || to.is_some_and(|to| translations.of(to, pair.port).is_some())
 }
 
 fn places_of(state: &State) -> Places {

@@ -6,13 +6,21 @@ use super::{
 };
 use crate::{
     agent::Agent,
+    nat::translate,
     net::{Attach, Host, Node, Topology},
     probe::{Link, Outcome, Probe, Responder, Want, verdicts},
-    scenario::{AgentAction, Case, Expected, Pair, Place, Port, SessionState, State, Transport, Where},
+    scenario::{
+        AgentAction, Case, Expected, Pair, Place, Port, SessionState, State, Translation, Translations,
+        Transport, Where,
+    },
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use policy_engine::model::ServiceMode;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::Write as _,
+    net::SocketAddr,
+    process::{Command, Stdio},
     sync::Arc,
     time::Duration,
 };
@@ -37,6 +45,8 @@ pub struct Wire {
     next_file: u32,
     placed: BTreeMap<String, Placed>,
     running: bool,
+    mode: ServiceMode,
+    translations: Translations,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,6 +71,8 @@ impl Wire {
             next_file: 0,
             placed: BTreeMap::new(),
             running: true,
+            mode: ServiceMode::Tag,
+            translations: Translations::default(),
         })
     }
 
@@ -87,7 +99,40 @@ impl Wire {
     /// Makes hosts and manifests equal to `state`, without waiting for the agent.
     pub fn put(&mut self, state: &State) -> Result<()> {
         self.place(state)?;
+        let translations = state.translations();
+        if translations != self.translations {
+            translate(self.node.ns(), &translations.forwards)?;
+            self.translations = translations;
+        }
+        if !self.translations.forwards.is_empty() {
+            self.let_turn_back()?;
+        }
         self.write(state)
+    }
+
+    /// A frame that the translation sends back to where it came from leaves a bridge only by a port in this mode, which
+    /// CNI plugins set.
+    fn let_turn_back(&self) -> Result<()> {
+        if self.node.topology() != Topology::Bridge {
+            return Ok(());
+        }
+        let mut commands = String::new();
+        for host in self.node.hosts().filter(|host| host.attach == Attach::Pod) {
+            commands.push_str(&format!("link set dev {} hairpin on\n", host.host_link));
+        }
+        let mut command = Command::new("bridge");
+        command.args(["-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+        self.node.ns().enter_command(&mut command)?;
+        let mut child = command.spawn().context("start bridge")?;
+        child.stdin.take().context("bridge has no input")?.write_all(commands.as_bytes())?;
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "bridge: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    fn translation(&self, places: &Places, pair: &Pair) -> Option<Translation> {
+        let to = places.get(&pair.to)?.ip(pair.family)?;
+        self.translations.of(to, pair.port)
     }
 
     /// The host that a place is on.
@@ -166,19 +211,31 @@ impl Wire {
         seen: &mut [Seen],
     ) -> Result<()> {
         let (mut asked, mut probes, mut wants) = (Vec::new(), Vec::new(), Vec::new());
+        let mut refusable = Vec::new();
         for n in group.iter().copied() {
             let expected = &pairs[n];
             let place = |name: &str| places.get(name).with_context(|| format!("no place {name}"));
-            let Some(passes) = expected.on_the_wire(place(&expected.pair.from)?, place(&expected.pair.to)?)
-            else {
-                continue;
+            let translation = self.translation(places, &expected.pair);
+            let backend = translation.as_ref().map(|t| t.backends.first());
+            let behind =
+                |backend: &SocketAddr| places.values().find(|place| place.ips.contains(&backend.ip()));
+            let (from, to) = (place(&expected.pair.from)?, place(&expected.pair.to)?);
+            let passes = match backend {
+                // Refused by the node if nobody else stops it.
+                Some(None) => Some(false),
+                Some(Some(backend)) => expected.on_the_wire(from, behind(backend).unwrap_or(to)),
+                None => expected.on_the_wire(from, to),
             };
+            let Some(passes) = passes else { continue };
+            refusable.push(backend == Some(None));
             probes.push(self.question(places, &expected.pair, size.unwrap_or(SIZE))?);
             wants.push(if passes { Want::Answer } else { Want::Silence });
             asked.push(n);
         }
-        for ((n, want), outcome) in asked.into_iter().zip(&wants).zip(verdicts(&probes, &wants)?) {
+        let asked = asked.into_iter().zip(refusable);
+        for (((n, refusable), want), outcome) in asked.zip(&wants).zip(verdicts(&probes, &wants)?) {
             let agrees = match &outcome {
+                Outcome::Refused(_) if refusable => true,
                 Outcome::Answered(_) => *want == Want::Answer,
                 Outcome::Silent => *want == Want::Silence,
                 // A drop is silent; whoever says no has seen the packet.
@@ -195,7 +252,17 @@ impl Wire {
     fn listen(&self, places: &Places, pairs: impl IntoIterator<Item = Pair>) -> Result<()> {
         let mut ports: BTreeMap<String, BTreeSet<Port>> = BTreeMap::new();
         for pair in pairs {
-            ports.entry(pair.to).or_default().insert(pair.port);
+            let Some(translation) = self.translation(places, &pair) else {
+                ports.entry(pair.to).or_default().insert(pair.port);
+                continue;
+            };
+            for backend in translation.backends {
+                let Some(to) = places.values().find(|place| place.ips.contains(&backend.ip())) else {
+                    continue;
+                };
+                let port = Port { number: backend.port(), ..pair.port };
+                ports.entry(to.name.clone()).or_default().insert(port);
+            }
         }
         for (name, ports) in ports {
             let place = places.get(&name).with_context(|| format!("no place {name}"))?;
@@ -227,6 +294,17 @@ impl Backend for Wire {
 
     fn log(&self) -> Option<String> {
         Some(self.agent.log())
+    }
+
+    fn judge_services(&mut self, mode: ServiceMode) -> Result<bool> {
+        if self.mode != mode {
+            self.mode = mode;
+            self.agent.kill()?;
+            self.agent.set_arguments(&["--services", mode.name()]);
+            self.agent.start()?;
+            self.running = true;
+        }
+        Ok(true)
     }
 
     fn needs_open_baseline(&self) -> bool {

@@ -7,13 +7,15 @@ mod expect;
 mod objects;
 mod port;
 mod schema;
+mod services;
 mod state;
 mod step;
 mod template;
 
 pub use expect::{Expected, Pair};
 pub use port::{Port, Transport};
-pub use schema::{Admission, Case, Container, Kind, PodSpec};
+pub use schema::{Admission, Case, Container, Kind, PodSpec, Services};
+pub use services::{Translation, Translations};
 pub use state::{Place, State, Where};
 pub use step::{
     Action, AgentAction, Dir, Expect, Level, PodAction, Session, SessionExpect, SessionOpen, SessionSend,

@@ -88,6 +88,9 @@ fn container(container: &Container) -> Value {
                 out[field] = value.as_str().into();
             }
         }
+        if let Some(host) = port.host_port {
+            out["hostPort"] = host.into();
+        }
         out
     };
     if !container.ports.is_empty() {

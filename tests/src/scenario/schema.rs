@@ -3,6 +3,7 @@
 use super::step::{Side, Step};
 use crate::net::Family;
 use anyhow::{Result, ensure};
+use policy_engine::model::ServiceMode;
 use serde::Deserialize;
 use serde_json::Value;
 use std::{collections::BTreeMap, net::IpAddr};
@@ -35,6 +36,9 @@ pub struct Case {
     /// The cluster before the first step.
     #[serde(default)]
     pub cluster: Cluster,
+    /// How the node judges what pods send to Services.
+    #[serde(default)]
+    pub services: Services,
     /// What holds unless a step says otherwise.
     #[serde(default)]
     pub defaults: Defaults,
@@ -83,6 +87,30 @@ pub enum Kind {
     Session,
     /// Pods that come, end and change.
     Lifecycle,
+}
+
+/// How the node judges what pods send to Services.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Services {
+    /// By the backend that it chose.
+    #[default]
+    Tag,
+    /// By all backends.
+    Backends,
+    /// The truth is the same either way: both are run.
+    Both,
+}
+
+impl Services {
+    /// The ways to run a scenario.
+    pub fn modes(self) -> &'static [ServiceMode] {
+        match self {
+            Self::Tag => &[ServiceMode::Tag],
+            Self::Backends => &[ServiceMode::Backends],
+            Self::Both => &[ServiceMode::Tag, ServiceMode::Backends],
+        }
+    }
 }
 
 /// Origin of an expectation.
@@ -229,6 +257,9 @@ pub struct ContainerPort {
     /// TCP, UDP or SCTP; TCP if absent.
     #[serde(default)]
     pub protocol: Option<String>,
+    /// Port of the node that leads here.
+    #[serde(default, rename = "hostPort")]
+    pub host_port: Option<u16>,
 }
 
 /// A host outside the cluster.

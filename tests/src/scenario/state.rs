@@ -58,7 +58,7 @@ pub(super) struct Pod {
 }
 
 impl Pod {
-    fn is_live(&self) -> bool {
+    pub(super) fn is_live(&self) -> bool {
         !matches!(self.spec.phase.as_deref(), Some("Succeeded" | "Failed"))
     }
 }
@@ -147,7 +147,13 @@ impl State {
 
     /// All Kubernetes objects that exist now.
     pub fn objects(&self) -> Vec<Value> {
-        objects::of_cluster(self).into_iter().chain(self.applied.values().cloned()).collect()
+        let applied = self.applied.values().cloned();
+        objects::of_cluster(self).into_iter().chain(applied).chain(self.made_slices()).collect()
+    }
+
+    /// Objects of a kind that the steps have applied.
+    pub(super) fn applied_of(&self, kind: &str) -> impl Iterator<Item = &Value> {
+        self.applied.iter().filter(move |((of, ..), _)| of == kind).map(|(_, object)| object)
     }
 
     /// All places that exist now and have an address.
@@ -177,6 +183,10 @@ impl State {
             let at = if name == Self::NODE { Where::Node } else { Where::Outside };
             let name = format!("node:{name}");
             places.push(Place { name, at, ips: node.ips.clone(), sandbox: 0, in_tables: false });
+        }
+        for (name, ips) in self.service_places() {
+            // What nothing translates leaves the node.
+            places.push(Place { name, at: Where::Outside, ips, sandbox: 0, in_tables: false });
         }
         places
     }

@@ -6,4 +6,5 @@ mod churn;
 mod notices;
 mod outage;
 mod refused;
+mod services;
 mod setup;

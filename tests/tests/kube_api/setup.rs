@@ -128,10 +128,15 @@ impl Setup {
 
     /// Whether a datagram from `a` to `b` is answered: three tries, in case one got lost.
     pub(crate) fn reaches(&self) -> bool {
+        self.reaches_at(SocketAddr::new(ip(B), PORT))
+    }
+
+    /// The same towards another address, of which `b` answers.
+    pub(crate) fn reaches_at(&self, to: SocketAddr) -> bool {
         let socket = self.a.ns.run(|| UdpSocket::bind((A, 0)).unwrap());
         socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
         (0..3).any(|_| {
-            socket.send_to(b"ping", SocketAddr::new(ip(B), PORT)).unwrap();
+            socket.send_to(b"ping", to).unwrap();
             socket.recv(&mut [0; 16]).is_ok()
         })
     }

@@ -93,7 +93,7 @@ impl Cluster {
             let backends: Vec<_> = pods.iter().map(backend).collect();
             match self.forwards.iter_mut().find(|forward| forward.front == front) {
                 Some(forward) => forward.backends.extend(backends),
-                None => self.forwards.push(Forward { front, backends }),
+                None => self.forwards.push(Forward { front, protocols: vec!["tcp", "udp"], backends }),
             }
         }
         translate(self.lab.node().ns(), &self.forwards).unwrap();

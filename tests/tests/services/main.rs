@@ -4,6 +4,7 @@
 
 mod backends;
 mod cluster;
+mod tunnel;
 
 use cluster::*;
 use policy_agent::datapath::bpf::instruction;
