@@ -88,9 +88,9 @@ impl Evaluator {
     }
 }
 
-/// The node's own address of the same family.
+/// The address by which the node speaks to its pods, in the same family: that is what masquerading gives a packet.
 pub(super) fn own_address(like: IpAddr) -> IpAddr {
-    if like.is_ipv4() { Node::ADDRESS4.into() } else { Node::ADDRESS6.into() }
+    if like.is_ipv4() { Node::GATEWAY4.into() } else { Node::GATEWAY6.into() }
 }
 
 impl Default for Evaluator {
