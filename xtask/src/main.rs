@@ -108,7 +108,7 @@ const TASKS: &[Task] = &[
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    match dispatch(&args) {
+    match fuzz::between(&args).unwrap_or_else(|| dispatch(&args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             fail::print(&error);
