@@ -88,7 +88,7 @@ impl World {
         for item in earlier.slices.diff(&self.slices) {
             match item {
                 DiffItem::Add(_, slice) | DiffItem::Remove(_, slice) => {
-                    services.extend([slice.service_key()])
+                    services.extend([slice.service_key()]);
                 }
                 DiffItem::Update { old: (_, old), new: (_, new) } => {
                     services.extend([old.service_key(), new.service_key()]);
