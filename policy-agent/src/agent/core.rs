@@ -67,10 +67,17 @@ pub(super) struct Core {
     /// Why the kernel does not hold what it should, and when to try again.
     pub(super) degraded: Option<String>,
     pub(super) retry: Retry,
+    /// Why the interfaces could not be looked at the last time.
+    pub(super) blind: Option<String>,
+    /// When to look, and to try to hook what could not be hooked, again. Apart from the writes: an interface that cannot
+    /// be hooked for long must not keep them waiting.
+    pub(super) rehook: Retry,
     /// The world changed, or a plan could not be made yet.
     pub(super) stale: bool,
     /// How the source is doing.
     pub(super) source: SourceState,
+    /// The source has told everything once.
+    pub(super) told: bool,
     /// The first complete set of objects was read and applied.
     pub(super) synced: bool,
     pub(super) tally: Tally,
@@ -135,8 +142,11 @@ impl Core {
             refused: Vec::new(),
             degraded: None,
             retry: Retry::default(),
+            blind: None,
+            rehook: Retry::default(),
             stale: true,
             source: SourceState::default(),
+            told: false,
             synced: false,
             tally: Tally::default(),
             rules: rules(&saved.rules),
@@ -167,21 +177,18 @@ impl Core {
         }
         self.claim(claims, now);
         // Nothing is judged, and above all nothing removed, before the source has told all that it has.
-        if !news && !self.synced {
+        self.told |= news;
+        if !self.told {
             return;
         }
-        let first = !std::mem::replace(&mut self.synced, true);
-        let paths = netns_paths(&self.world);
-        let look = first || network || !paths.iter().eq(self.netns.keys());
-        if look && let Err(error) = self.look(&paths) {
-            self.fail(format!("look at the interfaces: {error}"));
+        let (due, again) = (self.retry.due(now), self.rehook.due(now));
+        let first = !self.synced;
+        self.see(first, network, now);
+        // Pods that cannot be found must not be taken for pods that are gone.
+        if first && self.blind.is_some() {
+            return;
         }
-        self.places = place(&self.world, &self.interfaces, &self.netns);
-        if !first {
-            let has = |pod: &_| self.table.of_pod(pod).map(|local| local.ifindex);
-            keep_from_ending(&mut self.places, &self.world, has);
-        }
-        let due = self.retry.due(now);
+        self.synced = true;
         if self.degraded.is_some() && !due {
             return;
         }
@@ -192,22 +199,26 @@ impl Core {
         }
         self.follow(first, now);
         // Before anything is left to be judged there.
-        self.follow_exits(first, first || check_hooks || due);
+        let check = first || check_hooks || due || again;
+        self.follow_exits(first, check);
         if self.stale {
             self.enforce();
         }
-        self.hook_all(first || check_hooks || due);
+        self.hook_all(check);
         self.stock();
-        let exits = self.exits.values().all(|exit| exit.failure.is_none());
-        if self.degraded.is_none() && exits && self.table.iter().all(|local| local.failure.is_none()) {
+        if self.degraded.is_none() {
             self.retry.succeeded();
+        }
+        let exits = self.exits.values().all(|exit| exit.failure.is_none());
+        if self.blind.is_none() && exits && self.table.iter().all(|local| local.failure.is_none()) {
+            self.rehook.succeeded();
         }
     }
 
     /// When to call [`Core::handle`] again even if nothing happens.
     #[must_use]
     pub(super) fn again_at(&self) -> Option<Instant> {
-        [self.retry.at(), self.guards.next(), self.claims.next(), self.next_exit()]
+        [self.retry.at(), self.rehook.at(), self.guards.next(), self.claims.next(), self.next_exit()]
             .into_iter()
             .flatten()
             .min()
@@ -222,6 +233,26 @@ impl Core {
         }
         for delta in self.claims.expire(now) {
             self.stale |= self.world.apply(delta);
+        }
+    }
+
+    /// Looks where the pods are, if that may have changed or could not be seen the last time.
+    fn see(&mut self, first: bool, network: bool, now: Instant) {
+        let paths = netns_paths(&self.world);
+        let missed = self.blind.is_some() && self.rehook.due(now);
+        if first || network || missed || !paths.iter().eq(self.netns.keys()) {
+            let failure = self.look(&paths).err().map(|error| format!("look at the interfaces: {error}"));
+            if let Some(failure) = &failure {
+                self.rehook.failed(now);
+                self.tally.failures += 1;
+                tracing::error!("{failure}: tried again");
+            }
+            self.blind = failure;
+        }
+        self.places = place(&self.world, &self.interfaces, &self.netns);
+        if !first {
+            let has = |pod: &_| self.table.of_pod(pod).map(|local| local.ifindex);
+            keep_from_ending(&mut self.places, &self.world, has);
         }
     }
 

@@ -131,7 +131,7 @@ impl Core {
 
     fn not_hooked(&mut self, slot: u16, ifindex: u32, error: &str) {
         // The link may have gone since it was seen; then its event is on the way.
-        self.retry.failed(Instant::now());
+        self.rehook.failed(Instant::now());
         if let Some(local) = self.table.get_mut(slot) {
             if local.failure.as_deref() != Some(error) {
                 tracing::error!(ifindex, "interface {} can't be hooked: {error}", local.interface);

@@ -144,7 +144,7 @@ impl Core {
             }
             exit.failure = failure;
             if !exit.hooked {
-                self.retry.failed(Instant::now());
+                self.rehook.failed(Instant::now());
             }
         }
     }

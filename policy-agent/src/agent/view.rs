@@ -165,7 +165,8 @@ impl View {
     pub fn missing(&self) -> Vec<String> {
         if !self.synced {
             let waiting = self.source.missing.clone();
-            return if waiting.is_empty() { vec!["no object was read yet".to_owned()] } else { waiting };
+            let unread = || self.degraded.clone().unwrap_or_else(|| "no object was read yet".to_owned());
+            return if waiting.is_empty() { vec![unread()] } else { waiting };
         }
         let refused = self.refused.iter().map(refusal_text);
         let waiting = self.waiting.then(|| "a change waits until tables are free again".to_owned());
@@ -266,7 +267,7 @@ impl Core {
             tags: self.tags_view(),
             problems: self.problems.clone(),
             refused: self.refused.clone(),
-            degraded: self.degraded.clone(),
+            degraded: self.degraded.clone().or_else(|| self.blind.clone()),
             waiting: self.stale && self.degraded.is_none(),
             tables: self.planner.tables.usage(),
             tally: self.tally.clone(),
