@@ -64,6 +64,20 @@ impl Agent {
 
     /// Starts the process and returns once it answers.
     pub fn start(&mut self) -> Result<()> {
+        self.spawn()?;
+        let end = Instant::now() + PATIENCE;
+        loop {
+            ensure!(self.is_running()?, "the agent ended at once:\n{}", self.log());
+            if std::os::unix::net::UnixStream::connect(self.socket()).is_ok() {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "the agent does not listen:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Starts the process.
+    pub fn spawn(&mut self) -> Result<()> {
         ensure!(self.child.is_none(), "the agent runs already");
         let log = File::options()
             .create(true)
@@ -83,15 +97,12 @@ impl Agent {
         command.args(&self.arguments);
         command.stdout(log.try_clone()?).stderr(log).stdin(Stdio::null());
         self.child = Some(command.spawn().context("start policy-agent")?);
-        let end = Instant::now() + PATIENCE;
-        loop {
-            ensure!(self.is_running()?, "the agent ended at once:\n{}", self.log());
-            if std::os::unix::net::UnixStream::connect(self.socket()).is_ok() {
-                return Ok(());
-            }
-            ensure!(Instant::now() < end, "the agent does not listen:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        Ok(())
+    }
+
+    /// Pins elsewhere, from the next start on.
+    pub fn set_bpffs(&mut self, bpffs: &Path) {
+        self.bpffs = bpffs.to_path_buf();
     }
 
     /// Kills the process without a chance to clean up.
@@ -99,6 +110,13 @@ impl Agent {
         let mut child = self.child.take().context("the agent does not run")?;
         child.kill().context("kill the agent")?;
         child.wait().context("wait for the killed agent").map(drop)
+    }
+
+    /// Takes note that the process has ended by itself.
+    pub fn forget(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            drop(child.wait());
+        }
     }
 
     /// Whether the process runs.
@@ -286,4 +304,15 @@ fn mount_bpffs() -> Result<()> {
     let error = std::io::Error::last_os_error();
     ensure!(done == 0 || error.raw_os_error() == Some(libc::EBUSY), "mount {BPFFS}: {error}");
     Ok(())
+}
+
+/// What an HTTP server says, from the calling thread's network namespace.
+pub fn http(address: &str, path: &str) -> Result<String> {
+    use std::io::{Read, Write};
+    let mut stream =
+        std::net::TcpStream::connect(address).with_context(|| format!("connect to {address}"))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).with_context(|| format!("read from {address}"))?;
+    Ok(text)
 }

@@ -16,6 +16,8 @@ pub mod programs;
 pub mod report;
 pub mod scenario;
 pub mod soak;
+pub mod stream;
+pub mod tamper;
 pub mod test_run;
 pub mod twin;
 pub mod verifier;

@@ -172,6 +172,8 @@ fn another_agent_takes_over_and_no_packet_gets_by() {
         assert!(!f.arrived(), "{attach:?}: a packet got by among {sent}");
         let last = f.hooks(attach);
         let states = f.ns().run(|| last.verify(f.ifindex).unwrap());
+        assert!(states.iter().all(|state| !state.present), "another agent's programs: {states:?}");
+        let states = f.ns().run(|| last.attach(f.ifindex).and_then(|_| last.verify(f.ifindex)).unwrap());
         assert!(states.iter().all(|state| state.present && state.before.is_empty()), "{states:?}");
         f.ns().run(|| last.detach(f.ifindex).unwrap());
         assert!(f.talks());

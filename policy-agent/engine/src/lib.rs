@@ -21,6 +21,7 @@ pub mod read;
 pub mod rule_ids;
 pub mod select;
 pub mod services;
+pub mod spot;
 pub mod tables;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -18,6 +18,7 @@ use policy_engine::verdict::RuleRef;
 use policy_engine::world::{Delta, World};
 
 use super::background::{Background, Work};
+use super::check::Checker;
 use super::claims::{Claim, Claims};
 use super::exits::Exits;
 use super::guard::Guards;
@@ -30,7 +31,7 @@ use super::tags::Tags;
 use super::view::Tally;
 use crate::cli::ServicesArg;
 use crate::datapath;
-use crate::events::{EndpointState, Generation, History, Now};
+use crate::events::{Bus, EndpointState, Generation, History, Now};
 use crate::netlink::{Discovery, Interfaces};
 use crate::source::SourceState;
 use crate::source::objects::{Located, Update};
@@ -41,6 +42,7 @@ use crate::state::{Saved, Store};
 pub(super) struct Core {
     pub(super) kernel: Arc<Kernel>,
     pub(super) history: Arc<Mutex<History>>,
+    pub(super) bus: Arc<Bus>,
     pub(super) background: Background,
     pub(super) spares: Spares,
     pub(super) discovery: Discovery,
@@ -81,6 +83,11 @@ pub(super) struct Core {
     /// The first complete set of objects was read and applied.
     pub(super) synced: bool,
     pub(super) tally: Tally,
+    pub(super) checker: Checker,
+    /// Pins of maps that this build does not use are gone.
+    tidy: bool,
+    /// Why the state is not on disk.
+    pub(super) unsaved: Option<String>,
     /// Rules with their numbers, sorted by rule.
     pub(super) rules: Arc<Vec<(RuleRef, u32)>>,
 }
@@ -108,8 +115,20 @@ impl Core {
     /// # Errors
     /// The maps cannot be read.
     pub(super) fn new(parts: Parts, saved: Saved) -> datapath::Result<Self> {
-        let Parts { kernel, history, background, spares, discovery, store, bits, guarding, node, services } =
-            parts;
+        let Parts {
+            kernel,
+            history,
+            bus,
+            background,
+            spares,
+            discovery,
+            store,
+            bits,
+            guarding,
+            self_check,
+            node,
+            services,
+        } = parts;
         let (live, dump, next, switches) = {
             let executor = kernel.read();
             let next = executor.meta(policy_common::abi::meta_words::NEXT_ENDPOINT)?;
@@ -122,6 +141,7 @@ impl Core {
         Ok(Self {
             kernel,
             history,
+            bus,
             background,
             spares,
             discovery,
@@ -149,6 +169,9 @@ impl Core {
             told: false,
             synced: false,
             tally: Tally::default(),
+            checker: Checker::new(self_check, Instant::now()),
+            tidy: false,
+            unsaved: None,
             rules: rules(&saved.rules),
             saved,
         })
@@ -208,6 +231,7 @@ impl Core {
         self.stock();
         if self.degraded.is_none() {
             self.retry.succeeded();
+            self.tidy_up();
         }
         let exits = self.exits.values().all(|exit| exit.failure.is_none());
         if self.blind.is_none() && exits && self.table.iter().all(|local| local.failure.is_none()) {
@@ -218,10 +242,8 @@ impl Core {
     /// When to call [`Core::handle`] again even if nothing happens.
     #[must_use]
     pub(super) fn again_at(&self) -> Option<Instant> {
-        [self.retry.at(), self.rehook.at(), self.guards.next(), self.claims.next(), self.next_exit()]
-            .into_iter()
-            .flatten()
-            .min()
+        let turns = [self.retry.at(), self.rehook.at(), self.checker.next()];
+        [self.guards.next(), self.claims.next(), self.next_exit()].into_iter().chain(turns).flatten().min()
     }
 
     fn claim(&mut self, claims: Vec<Claim>, now: Instant) {
@@ -346,9 +368,25 @@ impl Core {
         self.history.lock().unwrap_or_else(PoisonError::into_inner).push(generation);
     }
 
+    /// Once everything is judged by our own programs, maps that only an agent of another build knows are of no use.
+    fn tidy_up(&mut self) {
+        if self.tidy || self.stale || !self.table.iter().all(|local| local.hooked) {
+            return;
+        }
+        self.tidy = true;
+        match self.kernel.read().pins().remove_stale_maps() {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => tracing::info!(maps = removed.join(" "), "maps of another build are unpinned"),
+            Err(error) => tracing::warn!("maps of another build stay pinned: {}", crate::cli::chain(&error)),
+        }
+    }
+
     /// After a failed write only the maps themselves tell what the kernel holds.
     fn read_back(&mut self) -> datapath::Result<()> {
-        self.planner.tables = Tables::adopt(Limits::default(), &self.kernel.read().dump()?);
+        // What no plan covers may be what stood in the way.
+        self.mend_ledger()?;
+        let dump = self.kernel.read().dump()?;
+        self.planner.tables.readopt(&dump);
         self.stale = true;
         Ok(())
     }
@@ -361,8 +399,17 @@ impl Core {
         }
         self.rules = rules(&self.planner.rules);
         match self.store.save(&saved) {
-            Ok(()) => self.saved = saved,
-            Err(error) => tracing::warn!("the state could not be saved: {error}"),
+            Ok(()) => (self.saved, self.unsaved) = (saved, None),
+            Err(error) => {
+                let text = format!(
+                    "the state cannot be saved: {error}: policies are enforced, but after a restart rules may be named \
+                     wrongly"
+                );
+                if self.unsaved.as_ref() != Some(&text) {
+                    tracing::error!("{text}");
+                }
+                self.unsaved = Some(text);
+            }
         }
     }
 
@@ -390,6 +437,8 @@ pub(super) struct Parts {
     pub kernel: Arc<Kernel>,
     /// Where worlds are remembered for events.
     pub history: Arc<Mutex<History>>,
+    /// Where events go.
+    pub bus: Arc<Bus>,
     /// Where grace periods are waited for.
     pub background: Background,
     /// Where flow maps are made before pods need them.
@@ -402,6 +451,8 @@ pub(super) struct Parts {
     pub bits: u16,
     /// Interfaces of pods that are not known yet are closed until they are.
     pub guarding: bool,
+    /// How often everything in the kernel is checked, if at all.
+    pub self_check: Option<std::time::Duration>,
     /// Name of the node.
     pub node: String,
     /// How traffic to Services is to be judged.

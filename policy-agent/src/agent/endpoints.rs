@@ -5,13 +5,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use policy_common::abi::meta_words;
+use policy_engine::tables::Difference;
 
 use super::background::Work;
 use super::core::Core;
 use super::settings::PICKUP;
 use super::table::{Changes, Local};
 use crate::cli::chain;
-use crate::datapath::{self, Endpoint};
+use crate::datapath::{self, Endpoint, HookState};
 
 /// A link that has carried no more packets than this has carried only the chatter of coming up.
 pub(super) const CHATTER: u64 = 16;
@@ -144,20 +145,37 @@ impl Core {
     fn mend(&mut self, slots: &[u16]) {
         for slot in slots {
             let Some(ifindex) = self.table.get(*slot).map(|local| local.ifindex) else { continue };
+            let before = self.kernel.hooks.verify(ifindex).map_or_else(|_| Vec::new(), Vec::from);
             let repaired = self.kernel.hooks.repair(ifindex);
             let states = self.kernel.hooks.verify(ifindex);
             match (repaired, states) {
                 (Ok(changed), Ok(states)) => {
-                    let Some(local) = self.table.get_mut(*slot) else { continue };
                     if changed {
-                        tracing::warn!("the hooks of interface {} had been changed: mended", local.interface);
+                        let name = self.table.get(*slot).map(|local| local.interface.clone());
+                        self.hooks_drifted(&name.unwrap_or_default(), &before);
                     }
+                    let Some(local) = self.table.get_mut(*slot) else { continue };
                     local.hooked = states.iter().all(|state| state.present);
                     local.behind_us = states.iter().flat_map(|state| state.behind.clone()).collect();
                     local.before_us = states.into_iter().flat_map(|state| state.before).collect();
                 }
                 (Err(error), _) | (_, Err(error)) => self.not_hooked(*slot, ifindex, &chain(&error)),
             }
+        }
+    }
+
+    /// Tells what was wrong with hooks that were mended.
+    pub(super) fn hooks_drifted(&mut self, interface: &str, before: &[HookState]) {
+        for state in before {
+            let found = match (state.present, state.lasting, state.before.as_slice()) {
+                (false, ..) => "our program was not there".to_owned(),
+                (true, false, _) => "its pin was not there".to_owned(),
+                (true, true, []) => continue,
+                (true, true, others) => format!("{} ran first", others.join(", ")),
+            };
+            let key = format!("{} of interface {interface}", state.hook.name());
+            let what = Difference { map: "hook", key, found, wanted: "our program first, pinned".to_owned() };
+            self.drifted("hook", what, true);
         }
     }
 

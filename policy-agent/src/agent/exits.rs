@@ -149,13 +149,15 @@ impl Core {
         }
     }
 
-    fn mend_exits(&mut self) {
+    pub(super) fn mend_exits(&mut self) {
+        let mut drifted = Vec::new();
         for exit in self.exits.values_mut().filter(|exit| exit.hooked) {
+            let before = self.kernel.hooks.verify_exit(exit.ifindex);
             let repaired = self.kernel.hooks.repair_exit(exit.ifindex);
             match (repaired, self.kernel.hooks.verify_exit(exit.ifindex)) {
                 (Ok(changed), Ok(state)) => {
                     if changed {
-                        tracing::warn!("the hook of device {} had been changed: mended", exit.name);
+                        drifted.push((exit.name.clone(), before));
                     }
                     exit.hooked = state.present;
                     exit.before_us = state.before;
@@ -165,6 +167,9 @@ impl Core {
                     exit.failure = Some(chain(&error));
                 }
             }
+        }
+        for (name, before) in drifted {
+            self.hooks_drifted(&name, &before.into_iter().collect::<Vec<_>>());
         }
     }
 

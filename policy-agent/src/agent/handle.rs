@@ -16,7 +16,7 @@ use super::kernel::Kernel;
 use super::tags::TagsView;
 use super::view::{EndpointView, Published, State, View, refusal_text};
 use super::writer::{Input, Inputs, Waited, Waiter};
-use crate::api::{AgentView, Waiting};
+use crate::api::{AgentView, Verifying, Waiting};
 use crate::datapath::Mechanism;
 use crate::proto::agent::{self as proto, EndpointState};
 use crate::source::objects::policy_of;
@@ -63,6 +63,7 @@ impl AgentView for Handle {
             exits: view.exits.iter().map(exit).collect(),
             services: Some(services(&view.tags)),
             objects: objects(&view.world),
+            self_check: Some(super::told::self_check(&view.checked)),
         }
     }
 
@@ -78,6 +79,25 @@ impl AgentView for Handle {
 
     fn wait(&self, timeout: Duration, pod: Option<ObjectKey>) -> Waiting<'_> {
         self.answer(timeout, pod.map(|pod| (pod, Vec::new())))
+    }
+
+    fn verify(&self) -> Verifying<'_> {
+        let (kernel, inputs) = (self.kernel.clone(), self.inputs.clone());
+        Box::pin(async move {
+            // On a thread of its own, and first: the writer never waits for it.
+            let prepared = tokio::task::spawn_blocking(move || kernel.prepare_trial()).await;
+            let trial = match prepared {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(format!("verdicts cannot be checked: {}", crate::cli::chain(&error))),
+                Err(error) => Some(format!("verdicts cannot be checked: {error}")),
+            };
+            let (reply, answer) = oneshot::channel();
+            let ended = |_| "the agent is ending".to_owned();
+            inputs.send(Input::Verify(reply)).map_err(|_| "the agent is ending".to_owned())?;
+            let mut report = answer.await.map_err(ended)?;
+            report.failures.extend(trial);
+            Ok(super::told::report(&report))
+        })
     }
 
     fn claim(&self, pod: ObjectKey, uid: &str, addresses: Vec<IpAddr>, timeout: Duration) -> Waiting<'_> {
@@ -249,7 +269,9 @@ fn problems(view: &View) -> Vec<proto::Problem> {
         let keys: Vec<_> = pods.iter().map(|pod| pod.key.to_string()).collect();
         words(format!("pods {} claim address {address}: the first one has it", keys.join(", ")))
     });
-    view.degraded.iter().cloned().map(words).chain(refused).chain(of_objects).chain(conflicts).collect()
+    let unrepaired = view.checked.unrepaired.values().chain(view.checked.unchecked.values());
+    let failures = view.degraded.iter().chain(&view.unsaved).chain(unrepaired).cloned().map(words);
+    failures.chain(refused).chain(of_objects).chain(conflicts).collect()
 }
 
 fn table(usage: &policy_engine::tables::Usage) -> proto::TableUsage {

@@ -1,8 +1,8 @@
 //! The kernel side as the writer and its onlookers share it.
 
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::datapath::{Executor, Hooks, LoadReport};
+use crate::datapath::{self, Executor, Hooks, LoadReport, Trial, TrialMaker};
 
 /// Maps and hooks. Only the writer takes the lock for writing; counters are read beside it.
 #[derive(Debug)]
@@ -12,19 +12,38 @@ pub struct Kernel {
     pub hooks: Hooks,
     /// What loading found.
     pub report: LoadReport,
+    maker: TrialMaker,
+    trial: Mutex<Option<Trial>>,
 }
 
 impl Kernel {
     /// Shares a loaded datapath.
     #[must_use]
-    pub fn new(executor: Executor, hooks: Hooks, report: LoadReport) -> Self {
-        Self { executor: RwLock::new(executor), hooks, report }
+    pub fn new(executor: Executor, hooks: Hooks, report: LoadReport, maker: TrialMaker) -> Self {
+        Self { executor: RwLock::new(executor), hooks, report, maker, trial: Mutex::default() }
     }
 
     /// For everything that reads, or writes what is not part of a plan.
     pub fn read(&self) -> RwLockReadGuard<'_, Executor> {
         // The executor's maps are whole after every write, so a panic elsewhere leaves nothing half done.
         self.executor.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Programs for trials, once they are loaded.
+    pub fn trial(&self) -> MutexGuard<'_, Option<Trial>> {
+        self.trial.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Loads the programs for trials, unless they are there. It takes most of a second.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn prepare_trial(&self) -> datapath::Result<()> {
+        if self.trial().is_none() {
+            let made = self.maker.make()?;
+            *self.trial() = Some(made);
+        }
+        Ok(())
     }
 
     /// For plans.

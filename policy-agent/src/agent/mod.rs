@@ -8,6 +8,7 @@
 //! ```
 
 mod background;
+mod check;
 mod claims;
 mod core;
 mod drain;
@@ -24,9 +25,11 @@ mod settings;
 mod spares;
 mod table;
 mod tags;
+mod told;
 mod view;
 mod writer;
 
+pub use self::check::{Checked, Drift};
 pub use self::exits::Exit;
 pub use self::kernel::Kernel;
 pub use self::run::run;

@@ -65,13 +65,14 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
     let ground = ground(args).await?;
     let node = ground.node.clone();
     tracing::info!(node, kernel = ground.release, version = env!("CARGO_PKG_VERSION"), "starting");
-    let Datapath { executor, hooks, ring, report } = datapath::load(&settings::datapath(args), OBJECT)?;
+    let Datapath { executor, hooks, ring, report, trial } =
+        datapath::load(&settings::datapath(args), OBJECT)?;
     tracing::info!(
         adopted = report.adopted.len(),
         created = report.created.len(),
         "kernel programs verified"
     );
-    let kernel = Arc::new(Kernel::new(executor, hooks, report));
+    let kernel = Arc::new(Kernel::new(executor, hooks, report, trial));
     let switches = kernel.read().meta(meta_words::FLAGS)?;
     kernel.read().set_meta(meta_words::FLAGS, settings::flags(args, switches))?;
     let (inputs, inbox) = channel();
@@ -86,12 +87,14 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
     let parts = Parts {
         kernel: kernel.clone(),
         history,
+        bus: bus.clone(),
         background,
         spares,
         discovery: ground.discovery,
         store: ground.store,
         bits: settings::endpoint_bits(args),
         guarding: args.unknown_pods == UnknownPods::Hold,
+        self_check: args.self_check.0,
         node: node.clone(),
         services: args.services,
     };

@@ -229,7 +229,7 @@ mod tests {
             assert_eq!(wanted(ServicesArg::Backends, std::slice::from_ref(&kept), now), Backends);
             assert_eq!(wanted(ServicesArg::Auto, &[kept.clone(), lost.clone()], now), Backends);
             assert_eq!(wanted(ServicesArg::Auto, &[kept.clone(), unknown.clone()], now), Tag);
-            assert_eq!(wanted(ServicesArg::Auto, &[unknown.clone()], now), now);
+            assert_eq!(wanted(ServicesArg::Auto, std::slice::from_ref(&unknown), now), now);
         }
         assert_eq!(Tags::first(ServicesArg::Auto, meta_flags::BACKENDS), Backends);
         assert_eq!(Tags::first(ServicesArg::Auto, 0), Tag);

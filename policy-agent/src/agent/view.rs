@@ -12,6 +12,7 @@ use policy_engine::tables::Usage;
 use policy_engine::verdict::RuleRef;
 use policy_engine::world::World;
 
+use super::check::Checked;
 use super::core::Core;
 use super::endpoints::CHATTER;
 use super::exits::Exit;
@@ -149,12 +150,16 @@ pub struct View {
     pub refused: Vec<Refusal>,
     /// Why the kernel does not hold what it should.
     pub degraded: Option<String>,
+    /// Why the state is not on disk.
+    pub unsaved: Option<String>,
     /// A change waits for a grace period.
     pub waiting: bool,
     /// How full the tables are.
     pub tables: Vec<Usage>,
     /// Counts.
     pub tally: Tally,
+    /// What the self-check found.
+    pub checked: Checked,
     /// Rules that the kernel counts, with their numbers.
     pub rules: Arc<Vec<(RuleRef, u32)>>,
 }
@@ -170,7 +175,8 @@ impl View {
         }
         let refused = self.refused.iter().map(refusal_text);
         let waiting = self.waiting.then(|| "a change waits until tables are free again".to_owned());
-        let degraded = self.degraded.iter().cloned().chain(waiting);
+        let unrepaired = self.checked.unrepaired.values().cloned();
+        let degraded = self.degraded.iter().cloned().chain(waiting).chain(unrepaired);
         let exits = self.exits.iter().filter_map(Exit::missing);
         let source = self.source.missing.iter().cloned();
         source
@@ -268,9 +274,11 @@ impl Core {
             problems: self.problems.clone(),
             refused: self.refused.clone(),
             degraded: self.degraded.clone().or_else(|| self.blind.clone()),
+            unsaved: self.unsaved.clone(),
             waiting: self.stale && self.degraded.is_none(),
             tables: self.planner.tables.usage(),
             tally: self.tally.clone(),
+            checked: self.checker.checked.clone(),
             rules: self.rules.clone(),
         }
     }

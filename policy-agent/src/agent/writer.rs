@@ -8,6 +8,7 @@ use policy_engine::model::ObjectKey;
 use tokio::sync::oneshot;
 
 use super::background::Passed;
+use super::check::Report;
 use super::claims::Claim;
 use super::core::{Batch, Core};
 use super::view::{Published, View};
@@ -28,6 +29,8 @@ pub(super) enum Input {
     Passed(Passed),
     /// A container runtime gave addresses to a pod.
     Claim(Claim),
+    /// Somebody wants everything in the kernel checked.
+    Verify(oneshot::Sender<Report>),
     /// Somebody waits until everything that the sources hold now is enforced.
     Wait(Waiter),
     /// End; what is enforced stays.
@@ -62,6 +65,7 @@ pub(super) struct Writer {
     source: Source,
     published: Published,
     waiting: Vec<(u64, Waiter)>,
+    verifying: Vec<oneshot::Sender<Report>>,
     answered: u64,
     told: Vec<Located>,
     next_check: Instant,
@@ -78,6 +82,7 @@ impl Writer {
             source,
             published,
             waiting: Vec::new(),
+            verifying: Vec::new(),
             answered: 0,
             told: Vec::new(),
             next_check,
@@ -92,6 +97,12 @@ impl Writer {
             self.core.handle(batch);
             if changed {
                 self.core.tally.last_change = Some(SystemTime::now());
+            }
+            self.core.check_in_turn(Instant::now());
+            if !self.verifying.is_empty() {
+                let report = self.core.check_all();
+                // Whoever asked may have gone.
+                self.verifying.drain(..).for_each(|asked| drop(asked.send(report.clone())));
             }
             self.publish();
             // Nobody waits for what this finds out.
@@ -148,6 +159,7 @@ impl Writer {
                 *number = upto.max(*number);
                 freed.extend(slots);
             }
+            Input::Verify(asked) => self.verifying.push(asked),
             Input::Wait(waiter) => {
                 batch.network = true;
                 // A runtime knows more than the sources: nothing that they have not told yet matters to it.

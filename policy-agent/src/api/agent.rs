@@ -11,7 +11,7 @@ use crate::api::view::AgentView;
 use crate::proto::agent::agent_server::Agent as Service;
 use crate::proto::agent::{
     ClaimRequest, ListEndpointsRequest, ListEndpointsResponse, ListPoliciesRequest, ListPoliciesResponse,
-    StatusRequest, StatusResponse, WaitRequest, WaitResponse,
+    StatusRequest, StatusResponse, VerifyRequest, VerifyResponse, WaitRequest, WaitResponse,
 };
 
 /// Longest time that the server waits in one call; a client with more patience calls again.
@@ -64,6 +64,10 @@ impl Service for Agent {
             }
         };
         Ok(Response::new(self.view.wait(limited(timeout_ms), pod).await))
+    }
+
+    async fn verify(&self, _: Request<VerifyRequest>) -> Result<Response<VerifyResponse>, Status> {
+        self.view.verify().await.map(Response::new).map_err(Status::internal)
     }
 
     async fn claim(&self, request: Request<ClaimRequest>) -> Result<Response<WaitResponse>, Status> {

@@ -11,11 +11,11 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::api::{AgentView, Socket, Waiting, serve};
+use crate::api::{AgentView, Socket, Verifying, Waiting, serve};
 use crate::events::Bus;
 use crate::events::fixture::{dropped_syn, history, world};
 use crate::events::{Enricher, Now, Views};
-use crate::proto::agent::{Endpoint, Policy, StatusResponse, WaitResponse};
+use crate::proto::agent::{Endpoint, Policy, StatusResponse, VerifyResponse, WaitResponse};
 use crate::proto::flow::Flow;
 
 /// Fixed answers.
@@ -25,6 +25,7 @@ pub(crate) struct Fake {
     pub(crate) policies: Vec<Policy>,
     pub(crate) endpoints: Vec<Endpoint>,
     pub(crate) wait: WaitResponse,
+    pub(crate) verify: VerifyResponse,
 }
 
 impl AgentView for Fake {
@@ -46,6 +47,10 @@ impl AgentView for Fake {
 
     fn wait(&self, _: Duration, _: Option<ObjectKey>) -> Waiting<'_> {
         Box::pin(async { self.wait.clone() })
+    }
+
+    fn verify(&self) -> Verifying<'_> {
+        Box::pin(async { Ok(self.verify.clone()) })
     }
 
     fn claim(&self, _: ObjectKey, _: &str, _: Vec<IpAddr>, _: Duration) -> Waiting<'_> {

@@ -12,4 +12,4 @@ pub mod serve;
 pub mod view;
 
 pub use serve::{Socket, serve};
-pub use view::{AgentView, Waiting};
+pub use view::{AgentView, Verifying, Waiting};

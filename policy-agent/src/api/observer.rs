@@ -22,7 +22,7 @@ use crate::proto::observer::{
     GetNodesResponse, Namespace, Node, ServerStatusRequest, ServerStatusResponse,
     get_flows_response::ResponseTypes,
 };
-use crate::proto::relay::NodeState;
+use crate::proto::relay::{NodeState, NodeStatusEvent};
 
 /// Messages that wait for a client's socket. More would only hide that the client is slow.
 const CLIENT_QUEUE: usize = 64;
@@ -254,6 +254,11 @@ impl Reader {
             Ok(Message::Flow(flow)) if self.query.is_over(&flow) => Err(End),
             Ok(Message::Flow(flow)) if self.query.matches(&flow) => self.send_flow(&flow).await,
             Ok(Message::Flow(_)) => Ok(()),
+            Ok(Message::Notice(message)) => {
+                let (state_change, node_names) = (NodeState::NodeError.into(), vec![self.node.clone()]);
+                let status = NodeStatusEvent { state_change, node_names, message };
+                self.send(ResponseTypes::NodeStatus(status), Some(now())).await
+            }
             Ok(Message::Lost { source, count }) => {
                 self.lost.add(source, count);
                 Ok(())

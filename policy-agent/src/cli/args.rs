@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -179,6 +180,10 @@ pub struct RunArgs {
     /// Make an event of every new flow that is allowed, not only of drops.
     #[arg(long, env = "POLICY_AGENT_VERDICTS")]
     pub verdicts: bool,
+    /// How often everything in the kernel is read back, compared, and put right if somebody else changed it: a time, or
+    /// off.
+    #[arg(long, value_name = "TIME|off", env = "POLICY_AGENT_SELF_CHECK", default_value = "60s", value_parser = every)]
+    pub self_check: Every,
     /// Serve /metrics, /healthz and /readyz over HTTP here.
     #[arg(long, value_name = "ADDRESS", env = "POLICY_AGENT_METRICS_ADDRESS")]
     pub metrics_address: Option<SocketAddr>,
@@ -260,6 +265,19 @@ pub enum LogFormat {
     Json,
 }
 
+/// Value of `--self-check`: `None` = never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Every(pub Option<Duration>);
+
+fn every(text: &str) -> Result<Every, String> {
+    if text == "off" {
+        return Ok(Every(None));
+    }
+    let parsed = text.parse::<jiff::SignedDuration>().map_err(|error| error.to_string())?;
+    let time = Duration::try_from(parsed).map_err(|_| "a time cannot be negative".to_owned())?;
+    if time < Duration::from_millis(100) { Err("less than 100ms".to_owned()) } else { Ok(Every(Some(time))) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,6 +292,15 @@ mod tests {
         assert!(run(&[]).is_ok(), "in a pod");
         assert_eq!(run(&["--manifests", "m", "--kubeconfig", "k"]).err(), Some(2));
         assert_eq!(run(&["--manifests", "m", "--context", "c"]).err(), Some(2));
+    }
+
+    #[test]
+    fn a_self_check_has_a_sensible_interval_or_none() {
+        assert_eq!(every("off"), Ok(Every(None)));
+        assert_eq!(every("90s"), Ok(Every(Some(Duration::from_secs(90)))));
+        for bad in ["", "0s", "-5s", "often", "5"] {
+            assert!(every(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

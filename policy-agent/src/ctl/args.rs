@@ -17,7 +17,8 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  failed: the agent cannot be reached, a file cannot be read, an answer is missing
-  2  bad command line; wait: not everything is enforced in time";
+  2  bad command line; wait: not everything is enforced in time
+  3  verify: the kernel held something else than the agent had written";
 
 // One paragraph a line: the text is wrapped to the terminal's width.
 const MONITOR_HELP: &str = "\
@@ -39,6 +40,12 @@ const WAIT_HELP: &str = "\
 Exit code 0: the kernel enforces everything that the sources held when the command was called;
              with --pod, the policy of that pod.
 Exit code 2: it does not; what is missing is on standard error.";
+
+const VERIFY_HELP: &str = "\
+Exit code 0: the kernel holds what the agent wrote, our programs are first at every hook, and packets are judged as \
+the evaluator says.
+Exit code 3: something was different. It has been put right, unless the answer says otherwise: run it again.
+Exit code 1: something could not be checked, or not be put right.";
 
 const MATRIX_HELP: &str = "\
 Needs no agent and no privileges: the manifests are judged by the same evaluator that explains drops.
@@ -80,6 +87,9 @@ pub enum Command {
     /// Wait until the kernel enforces what the sources hold
     #[command(after_help = WAIT_HELP)]
     Wait(WaitArgs),
+    /// Check everything in the kernel now, and put right what somebody else changed
+    #[command(after_help = VERIFY_HELP)]
+    Verify(AgentOutput),
     /// Judge every pair of pods of a directory of manifests
     #[command(after_help = MATRIX_HELP)]
     Matrix(MatrixArgs),

@@ -8,6 +8,8 @@ use std::path::Path;
 pub const FAILED: u8 = 1;
 /// Exit code of a wait that was not met; also that of a bad command line.
 pub const NOT_MET: u8 = 2;
+/// Exit code of a check that found something.
+pub const DRIFTED: u8 = 3;
 
 /// A failure.
 #[derive(Debug)]

@@ -10,6 +10,7 @@ pub mod monitor;
 pub mod offline;
 pub mod screen;
 pub mod status;
+pub mod verify;
 pub mod wait;
 
 use std::io::Write as _;
@@ -53,6 +54,7 @@ pub async fn run(cli: &Cli, screen: &mut Screen<'_>) -> Result<(), Failure> {
         Command::Get(what) => get::run(socket, what, screen).await,
         Command::Status(args) => status::run(socket, args, screen).await,
         Command::Wait(args) => wait::run(socket, args, screen).await,
+        Command::Verify(args) => verify::run(socket, args, screen).await,
         Command::Matrix(args) => matrix::run(args, screen),
         Command::Explain(args) => explain::run(args, screen),
     }

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write as _};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::api::json;
 use crate::ctl::args::{AgentOutput, TableForm};
@@ -9,7 +10,7 @@ use crate::ctl::client;
 use crate::ctl::failure::Failure;
 use crate::ctl::screen::{Colour, Screen, joined, plain, time};
 use crate::proto::agent::{
-    EndpointSummary, ExitDevice, Problem, Services, Source, StatusRequest, StatusResponse, TableUsage,
+    Drift, EndpointSummary, ExitDevice, Problem, Services, Source, StatusRequest, StatusResponse, TableUsage,
 };
 
 /// Runs the command.
@@ -53,6 +54,7 @@ fn text(status: &StatusResponse, screen: &mut Screen<'_>) -> io::Result<()> {
     sources(&status.sources, screen)?;
     problems(&status.problems, screen)?;
     tables(&status.tables, screen)?;
+    self_check(status, screen)?;
     losses(status, screen)?;
     features(status, screen)
 }
@@ -151,6 +153,28 @@ fn tables(tables: &[TableUsage], screen: &mut Screen<'_>) -> io::Result<()> {
         vec![table.name.clone(), used, table.limit.to_string(), format!("{share:.1} %")]
     };
     screen.table(&["TABLE", "USED", "LIMIT", "SHARE"], &tables.iter().map(row).collect::<Vec<_>>())
+}
+
+fn self_check(status: &StatusResponse, screen: &mut Screen<'_>) -> io::Result<()> {
+    let Some(check) = &status.self_check else { return Ok(()) };
+    let every = match check.interval_ms {
+        0 => "only when asked".to_owned(),
+        interval => format!("every {:?}", Duration::from_millis(interval)),
+    };
+    let last = time(&screen.zone, check.last.as_ref(), "%Y-%m-%d %H:%M:%S %Z");
+    let drifts = match check.drifts {
+        0 => "nothing had been changed".to_owned(),
+        count => screen.paint(Colour::Red, &format!("{count} CHANGED BY SOMEBODY ELSE")),
+    };
+    writeln!(screen.out, "\nself-check {every}: {} rounds, last {last}: {drifts}", check.rounds)?;
+    for drift in &check.recent {
+        let Drift { place, entry, found, wanted, repaired, time: at } = drift;
+        let at = time(&screen.zone, at.as_ref(), "%H:%M:%S");
+        let end = if *repaired { "put right" } else { "NOT PUT RIGHT" };
+        let told = plain(&format!("{place}, {entry}: {found}, should be {wanted}; {end}"));
+        writeln!(screen.out, "  {at} {told}")?;
+    }
+    Ok(())
 }
 
 fn losses(status: &StatusResponse, screen: &mut Screen<'_>) -> io::Result<()> {

@@ -10,8 +10,8 @@ use super::*;
 use crate::api::fake::{Fake, Running, directory};
 use crate::events::Bus;
 use crate::proto::agent::{
-    Count, Endpoint, EndpointState, EndpointSummary, ExitDevice, Feature, Loss, Policy, Problem, Services,
-    Source, StatusResponse, TableUsage, WaitResponse,
+    Count, Drift, Endpoint, EndpointState, EndpointSummary, ExitDevice, Feature, Loss, Policy, Problem,
+    SelfCheck, Services, Source, StatusResponse, TableUsage, VerifyResponse, WaitResponse,
 };
 
 /// What a command wrote, and how it ended.
@@ -44,7 +44,31 @@ pub(crate) async fn policyctl(socket: &Path, line: &str) -> Ran {
 
 fn fake() -> Fake {
     let wait = WaitResponse { done: true, enforcement: 12, missing: Vec::new() };
-    Fake { status: status(), policies: policies(), endpoints: endpoints(), wait }
+    Fake { status: status(), policies: policies(), endpoints: endpoints(), wait, verify: verify() }
+}
+
+fn verify() -> VerifyResponse {
+    let drift = |repaired| Drift {
+        place: "HINFO".into(),
+        entry: "slot 5 of 10.0.0.7".into(),
+        found: "class 9".into(),
+        wanted: "class 2".into(),
+        repaired,
+        time: None,
+    };
+    let (entries, hooks, trials, took_us) = (120, 4, 256, 1_500);
+    let drifts = vec![drift(true)];
+    VerifyResponse {
+        clean: false,
+        found: 1,
+        drifts,
+        entries,
+        hooks,
+        trials,
+        took_us,
+        enforcement: 12,
+        ..Default::default()
+    }
 }
 
 fn exit(name: &str, hooked: bool, detail: &str) -> ExitDevice {
@@ -54,6 +78,14 @@ fn exit(name: &str, hooked: bool, detail: &str) -> ExitDevice {
 fn status() -> StatusResponse {
     let time = |seconds| Some(Timestamp { seconds, nanos: 0 });
     StatusResponse {
+        self_check: Some(SelfCheck {
+            interval_ms: 60_000,
+            rounds: 3,
+            last: time(1_790_000_050),
+            drifts: 1,
+            recent: verify().drifts,
+            ..SelfCheck::default()
+        }),
         version: "1.2.3".into(),
         node_name: "node-a".into(),
         started: time(1_790_000_000),
@@ -348,4 +380,27 @@ async fn bad_questions_get_hints() {
         assert_eq!((ran.exit, ran.out.as_str()), (1, ""), "{line}");
         assert!(ran.err.contains(message) && ran.err.contains(hint), "{line}: {}", ran.err);
     }
+}
+
+#[tokio::test]
+async fn verify_tells_what_had_changed_by_its_exit_code() {
+    let directory = directory();
+    let server = Running::start(directory.path(), fake(), Bus::new(8, 8));
+    let ran = policyctl(&server.path, "verify").await;
+    assert_eq!(ran.exit, 3, "{}", ran.err);
+    assert!(
+        ran.out.contains("NOT as it should be (120 entries and 4 hooks compared, 256 packets tried, 1.5ms)")
+    );
+    assert!(ran.out.contains("slot 5 of 10.0.0.7"), "{}", ran.out);
+    assert!(ran.err.contains("hint: "), "{}", ran.err);
+    server.stop().await;
+    let left = VerifyResponse { failures: vec!["pins cannot be put back".into()], ..verify() };
+    let server = Running::start(directory.path(), Fake { verify: left, ..fake() }, Bus::new(8, 8));
+    assert_eq!(policyctl(&server.path, "verify -o json").await.exit, 1);
+    server.stop().await;
+    let clean = VerifyResponse { clean: true, drifts: Vec::new(), ..verify() };
+    let server = Running::start(directory.path(), Fake { verify: clean, ..fake() }, Bus::new(8, 8));
+    let ran = policyctl(&server.path, "verify").await;
+    assert_eq!((ran.exit, ran.err.as_str()), (0, ""));
+    server.stop().await;
 }

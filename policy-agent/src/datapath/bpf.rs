@@ -37,6 +37,8 @@ pub struct ProgramId {
 /// A TCX link as the kernel describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcxLink {
+    /// Id, unique as long as the link lives.
+    pub id: u32,
     /// The interface; 0 once it is gone.
     pub ifindex: u32,
     /// The hook.
@@ -167,7 +169,12 @@ pub fn tcx_link(fd: BorrowedFd<'_>) -> io::Result<Option<TcxLink>> {
     }
     // SAFETY: the kernel filled the TCX part, as the type says.
     let tcx = unsafe { info.__bindgen_anon_1.tcx };
-    Ok(Some(TcxLink { ifindex: tcx.ifindex, attach_type: tcx.attach_type, program: info.prog_id }))
+    Ok(Some(TcxLink {
+        id: info.id,
+        ifindex: tcx.ifindex,
+        attach_type: tcx.attach_type,
+        program: info.prog_id,
+    }))
 }
 
 /// Attaches a program by TCX before every other program of the hook. The index is one of the calling thread's
@@ -270,11 +277,11 @@ fn load_few(kind: bpf_prog_type, name: &str, instructions: &[u64]) -> io::Result
 
 /// Runs a tc program once on an empty frame and hands back what it returns.
 pub fn run_tc(program: BorrowedFd<'_>) -> io::Result<u32> {
-    run_tc_on(program, &[0u8; 64])
+    run_tc_on(program, &[0; 64])
 }
 
-/// Runs a tc program once on this frame and hands back what it returns.
-pub(super) fn run_tc_on(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
+/// Runs a tc program once on a frame, as if it were at the loopback device, and hands back what it returns.
+pub fn run_tc_on(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
     let mut attr = attr();
     attr.test.prog_fd = program.as_raw_fd() as u32;
     attr.test.data_in = frame.as_ptr() as u64;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use policy_common::abi::{
@@ -15,7 +15,8 @@ use policy_common::abi::{
 use super::error::{Error, Result};
 use super::executor::Executor;
 use super::grace::Grace;
-use super::map::{ANY, Map, bytes_of, from_bytes};
+use super::ledger::{FLOWS, Ledger};
+use super::map::{Map, bytes_of, from_bytes};
 use super::spare::{self, Slots, There};
 use super::spec::MapId;
 
@@ -72,6 +73,7 @@ pub struct Retirement {
     ep: OwnedFd,
     grace: Arc<Grace>,
     free: Slots,
+    ledger: Arc<Mutex<Ledger>>,
 }
 
 impl Executor {
@@ -108,13 +110,13 @@ impl Executor {
         let missing6 = six.filter(|_| !there.six).map(|_| MapId::Flows6);
         self.install_flows(slot, [missing4, missing6].into_iter().flatten())?;
         self.write_addresses(slot, &endpoint.addresses, four, six)?;
-        self.ep.store(u32::from(slot), endpoint_words::KEEP, 0)?;
-        self.ep.store(u32::from(slot), endpoint_words::INTERFACE, u64::from(endpoint.ifindex))?;
+        self.store_ep(u32::from(slot), endpoint_words::KEEP, 0)?;
+        self.store_ep(u32::from(slot), endpoint_words::INTERFACE, u64::from(endpoint.ifindex))?;
         self.set_pickup(slot, endpoint.pickup)?;
         let generation = ((before >> 48) as u16).wrapping_add(1);
         let identity =
             u64::from(endpoint.id) | u64::from(endpoint.config) << 32 | u64::from(generation) << 48;
-        self.ep.store(u32::from(slot), endpoint_words::IDENTITY, identity)
+        self.store_ep(u32::from(slot), endpoint_words::IDENTITY, identity)
     }
 
     /// Replaces the endpoint's addresses. When the main address of a family changes, the flows of that family are
@@ -142,10 +144,9 @@ impl Executor {
         let main = [four.map(IpAddr::V4), six.map(IpAddr::V6)];
         let further = addresses.iter().filter(|ip| !main.contains(&Some(**ip)));
         let wanted: Vec<LocalKey> = further.map(|ip| local_key(u32::from(slot), *ip)).collect();
-        let map = &self.maps[MapId::Locals];
         let mut there = self.locals(slot)?;
         for (key, _) in there.iter().filter(|(key, _)| !wanted.contains(key)) {
-            gone(map, bytes_of(key))?;
+            self.store_local(key, None)?;
         }
         for key in wanted {
             if there.iter().any(|(k, _)| *k == key) {
@@ -157,33 +158,32 @@ impl Executor {
                     problem: "more than 254 addresses of a family".to_owned(),
                 });
             };
-            map.insert(bytes_of(&key), bytes_of(&index), ANY).map_err(map.failed("insert into"))?;
+            self.store_local(&key, Some(index))?;
             there.push((key, index));
         }
         self.write_owner(slot, &main.map(|ip| ip.map(|ip| local_key(ANY_SLOT, ip))))?;
         let slot = u32::from(slot);
         let (high, low) = six.map_or((0, 0), |ip| address_words(ip.octets()));
-        self.ep.store(slot, endpoint_words::ADDRESS6_HIGH, high)?;
-        self.ep.store(slot, endpoint_words::ADDRESS6_LOW, low)?;
+        self.store_ep(slot, endpoint_words::ADDRESS6_HIGH, high)?;
+        self.store_ep(slot, endpoint_words::ADDRESS6_LOW, low)?;
         let until = self.ep.load(slot, endpoint_words::ADDRESS4)? >> 32;
         let address = four.map_or(0, |ip| u32::from_ne_bytes(ip.octets()));
-        self.ep.store(slot, endpoint_words::ADDRESS4, u64::from(address) | until << 32)
+        self.store_ep(slot, endpoint_words::ADDRESS4, u64::from(address) | until << 32)
     }
 
     /// Makes the endpoint the owner of its main addresses, and of no others.
     fn write_owner(&self, slot: u16, main: &[Option<LocalKey>]) -> Result<()> {
-        let map = &self.maps[MapId::Locals];
         let slot = u32::from(slot);
         let all = self.all_locals()?;
         for (key, owner) in all.iter().filter(|(key, _)| key.slot == ANY_SLOT) {
             let wanted = main.contains(&Some(*key));
             // Another endpoint's address that became ours was that of a pod which is gone.
             if wanted != (*owner == slot) {
-                gone(map, bytes_of(key))?;
+                self.store_local(key, None)?;
             }
         }
         for key in main.iter().flatten().filter(|key| !all.contains(&(**key, slot))) {
-            map.insert(bytes_of(key), bytes_of(&slot), ANY).map_err(map.failed("insert into"))?;
+            self.store_local(key, Some(slot))?;
         }
         Ok(())
     }
@@ -201,7 +201,7 @@ impl Executor {
         let until =
             if window.is_zero() { 0 } else { self.tick()?.wrapping_add(ticks as u32).wrapping_add(1) };
         let address = self.ep.load(u32::from(slot), endpoint_words::ADDRESS4)? as u32;
-        self.ep.store(u32::from(slot), endpoint_words::ADDRESS4, u64::from(address) | u64::from(until) << 32)
+        self.store_ep(u32::from(slot), endpoint_words::ADDRESS4, u64::from(address) | u64::from(until) << 32)
     }
 
     /// Stores the endpoint's configuration bits.
@@ -210,7 +210,7 @@ impl Executor {
     /// No such slot.
     pub fn set_config(&self, slot: u16, config: u16) -> Result<()> {
         let rest = self.ep.load(u32::from(slot), endpoint_words::IDENTITY)? & !(0xffff << 32);
-        self.ep.store(u32::from(slot), endpoint_words::IDENTITY, rest | u64::from(config) << 32)
+        self.store_ep(u32::from(slot), endpoint_words::IDENTITY, rest | u64::from(config) << 32)
     }
 
     /// The first half of an endpoint's removal, once its hooks are gone: closed, and its interface forgotten.
@@ -240,6 +240,7 @@ impl Executor {
             ep: self.maps[MapId::Ep].try_clone_fd()?,
             grace: self.grace.clone(),
             free: self.slots.clone(),
+            ledger: self.ledger.clone(),
         })
     }
 
@@ -273,8 +274,8 @@ impl Executor {
     }
 
     /// Flow maps of the slot, empty.
-    fn install_flows(&self, slot: u16, families: impl Iterator<Item = MapId>) -> Result<()> {
-        spare::install(slot, self.flow_entries, families.map(|id| (&self.maps[id], id)))
+    pub(super) fn install_flows(&self, slot: u16, families: impl Iterator<Item = MapId>) -> Result<()> {
+        spare::install(slot, self.flow_entries, families.map(|id| (&self.maps[id], id)), &self.ledger)
     }
 
     fn main_words(&self, slot: u16) -> Result<(Ipv4Addr, Ipv6Addr)> {
@@ -306,16 +307,20 @@ impl Retirement {
     pub fn run(self) -> Result<Vec<u16>> {
         let failed = |source| Error::Map { action: "wait for readers of", map: "EP", source };
         self.grace.wait().map_err(failed)?;
-        for (fd, id) in self.flows.into_iter().zip([MapId::Flows4, MapId::Flows6]) {
+        for (fd, id) in self.flows.into_iter().zip(FLOWS) {
             let map = Map::new(fd, id.spec())?;
-            self.slots.iter().try_for_each(|slot| gone(&map, bytes_of(&u32::from(*slot))))?;
+            for slot in self.slots.iter().map(|slot| u32::from(*slot)) {
+                spare::remove_flows(&map, id, slot, &self.ledger)?;
+            }
         }
         let locals = Map::new(self.locals_map, MapId::Locals.spec())?;
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         for (key, value) in &self.locals {
             // The address may have another endpoint by now.
             let there: Option<u32> =
                 locals.get(bytes_of(key)).map_err(locals.failed("read"))?.and_then(|v| from_bytes(&v));
             if there == Some(*value) {
+                ledger.drop_local(key);
                 gone(&locals, bytes_of(key))?;
             }
         }
@@ -323,6 +328,7 @@ impl Retirement {
         let words = Map::new(self.ep, MapId::Ep.spec())?.words()?;
         for slot in &self.slots {
             let generation = words.load(u32::from(*slot), endpoint_words::IDENTITY)? >> 48;
+            ledger.note_ep(u32::from(*slot), endpoint_words::IDENTITY, generation << 48);
             words.store(u32::from(*slot), endpoint_words::IDENTITY, generation << 48)?;
             self.free.free(*slot);
         }
@@ -373,7 +379,7 @@ fn local_key(slot: u32, address: IpAddr) -> LocalKey {
     }
 }
 
-fn address_of(key: &LocalKey) -> IpAddr {
+pub(super) fn address_of(key: &LocalKey) -> IpAddr {
     let mut bytes = [0; 16];
     for (to, word) in bytes.chunks_exact_mut(4).zip(key.address) {
         to.copy_from_slice(&word.to_ne_bytes());

@@ -3,8 +3,8 @@
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
 use policy_common::abi::{
@@ -15,6 +15,7 @@ use policy_engine::plan::{Op, Plan};
 use super::bpf;
 use super::error::{Error, Result};
 use super::grace::Grace;
+use super::ledger::Ledger;
 use super::load::Maps;
 use super::map::{Map, NO_EXIST, Words, bytes_of, from_bytes};
 use super::pins::Pins;
@@ -39,6 +40,7 @@ pub struct Executor {
     pub(super) flow_entries: u32,
     pub(super) grace: Arc<Grace>,
     pub(super) slots: Slots,
+    pub(super) ledger: Arc<Mutex<Ledger>>,
 }
 
 impl Executor {
@@ -61,7 +63,10 @@ impl Executor {
             tick,
             grace: Arc::default(),
             slots: Slots::default(),
+            ledger: Arc::default(),
         };
+        executor.empty_closed_row()?;
+        executor.open_ledger()?;
         executor.set_meta(meta_words::FORMAT, FORMAT)?;
         executor.set_meta(meta_words::HZ, jiffies_per_second())?;
         Ok(executor)
@@ -98,6 +103,7 @@ impl Executor {
     /// # Errors
     /// There is no such word.
     pub fn set_meta(&self, word: u32, value: u64) -> Result<()> {
+        self.note_meta(word, value);
         self.meta.store(0, word, value)
     }
 
@@ -168,7 +174,7 @@ impl Executor {
 
     /// Stores word 0 of an endpoint.
     pub(super) fn store_endpoint(&self, slot: u16, word: EndpointWord) -> Result<()> {
-        self.ep.store(u32::from(slot), endpoint_words::POLICY, word.pack())
+        self.store_ep(u32::from(slot), endpoint_words::POLICY, word.pack())
     }
 
     fn write_rule_set(&self, id: u16, value: &RuleSet) -> Result<()> {
@@ -178,7 +184,7 @@ impl Executor {
         Ok(())
     }
 
-    fn write_cell(&self, row: u16, class: u32, rule_set: u16) -> Result<()> {
+    pub(super) fn write_cell(&self, row: u16, class: u32, rule_set: u16) -> Result<()> {
         self.policy.cell(u32::from(row) * limits::CLASSES + class)?.store(rule_set, Ordering::Release);
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! Our hooks at interfaces of pods and at other devices: attached first in order, taken over without a gap, checked, removed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::error::{Error, Result};
 use super::hook::{self, Hook};
@@ -48,6 +48,8 @@ pub struct HookState {
     pub hook: Hook,
     /// Whether our program is there.
     pub present: bool,
+    /// Whether it stays when this agent goes.
+    pub lasting: bool,
     /// Programs of others that run before ours, or instead of it: they can pass a packet on without us.
     pub before: Vec<String>,
     /// Programs of others that run after ours, from a pod: one that ends the chain takes the packet's tag.
@@ -63,6 +65,9 @@ pub struct Hooks {
     load_copy: Box<dyn Fn() -> Result<Programs> + Send + Sync>,
     mechanism: Mechanism,
     tc: Tc,
+    /// Every link that is ours. While the agent runs no hook depends on a pin: pins are files that anybody may remove,
+    /// and their file system can be unmounted.
+    links: Mutex<BTreeMap<(u32, Hook), OwnedFd>>,
 }
 
 impl std::fmt::Debug for Hooks {
@@ -92,7 +97,14 @@ impl Hooks {
             (Attach::Auto, false) | (Attach::Clsact, _) => Mechanism::Clsact,
         };
         let tc = Tc::open().map_err(Error::netlink("open a socket"))?;
-        Ok(Self { pins, copies: Mutex::new(vec![programs]), load_copy, mechanism, tc })
+        Ok(Self {
+            pins,
+            copies: Mutex::new(vec![programs]),
+            load_copy,
+            mechanism,
+            tc,
+            links: Mutex::default(),
+        })
     }
 
     /// What programs are attached by.
@@ -119,7 +131,7 @@ impl Hooks {
     /// The kernel's answer. A hook that was attached before stays.
     pub fn attach(&self, ifindex: u32) -> Result<Attached> {
         let done = self.attach_all(ifindex, hook::POD)?;
-        detach(&self.tc, &self.pins, ifindex, hook::EXIT)?;
+        self.detach_all(ifindex, hook::EXIT)?;
         Ok(done)
     }
 
@@ -148,6 +160,7 @@ impl Hooks {
             Mechanism::Tcx => drop(clsact::detach(&self.tc, &self.pins, ifindex, hooks)?),
             Mechanism::Clsact => {
                 for hook in hooks {
+                    self.let_go(ifindex, *hook)?;
                     tcx::detach(&self.pins, ifindex, *hook)?;
                 }
             }
@@ -190,8 +203,15 @@ impl Hooks {
 
     fn repair_all(&self, ifindex: u32, hooks: &[Hook]) -> Result<bool> {
         let look = || hooks.iter().map(|hook| self.state(ifindex, *hook)).collect::<Result<Vec<_>>>();
-        if look()?.iter().all(|state| state.present && state.before.is_empty()) {
+        let states = look()?;
+        if states.iter().all(|state| state.present && state.lasting && state.before.is_empty()) {
             return Ok(false);
+        }
+        for state in states.iter().filter(|state| state.present && !state.lasting) {
+            self.pin_again(ifindex, state.hook);
+        }
+        if states.iter().all(|state| state.present && state.before.is_empty()) {
+            return Ok(look()?.iter().all(|state| state.lasting));
         }
         self.attach_all(ifindex, hooks)?;
         for state in look()? {
@@ -200,7 +220,13 @@ impl Hooks {
             }
             let hook = state.hook;
             self.with_copy(ifindex, hook, |program| match self.mechanism {
-                Mechanism::Tcx => tcx::attach(&self.pins, ifindex, hook, program),
+                Mechanism::Tcx => {
+                    let link = tcx::attach(&self.pins, ifindex, hook, program)?;
+                    // The one that was behind goes, also where no pin named it.
+                    self.let_go(ifindex, hook)?;
+                    self.hold(ifindex, hook, link);
+                    Ok(())
+                }
                 Mechanism::Clsact => clsact::go_first(&self.tc, ifindex, hook, program),
             })?;
         }
@@ -213,7 +239,7 @@ impl Hooks {
     /// # Errors
     /// The kernel's answer.
     pub fn detach(&self, ifindex: u32) -> Result<()> {
-        detach(&self.tc, &self.pins, ifindex, hook::POD)
+        self.detach_all(ifindex, hook::POD)
     }
 
     /// The same for another device.
@@ -221,7 +247,7 @@ impl Hooks {
     /// # Errors
     /// The kernel's answer.
     pub fn detach_exit(&self, ifindex: u32) -> Result<()> {
-        detach(&self.tc, &self.pins, ifindex, hook::EXIT)
+        self.detach_all(ifindex, hook::EXIT)
     }
 
     /// Interfaces at which this or an earlier agent has attached something as to a pod's, those that are gone too.
@@ -242,22 +268,67 @@ impl Hooks {
 
     /// True = an earlier program was replaced, or ours was there.
     fn attach_tcx(&self, ifindex: u32, hook: Hook) -> Result<bool> {
-        if let Some((link, program)) = tcx::pinned(&self.pins, ifindex, hook)? {
-            let copies = self.copies.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let is_ours = copies.iter().any(|programs| programs.of(hook).id == program);
-            if let (false, Some(first)) = (is_ours, copies.first()) {
-                tcx::replace(&link, ifindex, first.of(hook))?;
+        if let Some((link, program)) = self.link(ifindex, hook)? {
+            if !self.is_ours(hook, program) {
+                self.with_copy(ifindex, hook, |program| tcx::replace(&link, ifindex, program))?;
             }
+            self.hold(ifindex, hook, link);
             return Ok(true);
         }
-        self.with_copy(ifindex, hook, |program| tcx::attach(&self.pins, ifindex, hook, program))?;
+        let link =
+            self.with_copy(ifindex, hook, |program| tcx::attach(&self.pins, ifindex, hook, program))?;
+        self.hold(ifindex, hook, link);
         Ok(false)
+    }
+
+    /// Our link at a hook with the program behind it: the one that we hold, else the one that is pinned.
+    fn link(&self, ifindex: u32, hook: Hook) -> Result<Option<(OwnedFd, u32)>> {
+        let held = self.links().get(&(ifindex, hook)).map(OwnedFd::try_clone);
+        if let Some(Ok(held)) = held
+            && let Some(link) = tcx::alive(&held, ifindex, hook)
+        {
+            return Ok(Some((held, link.program)));
+        }
+        Ok(tcx::pinned(&self.pins, ifindex, hook)?.map(|(link, told)| (link, told.program)))
+    }
+
+    fn is_ours(&self, hook: Hook, program: u32) -> bool {
+        let copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        copies.iter().any(|programs| programs.of(hook).id == program)
+    }
+
+    fn links(&self) -> MutexGuard<'_, BTreeMap<(u32, Hook), OwnedFd>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hold(&self, ifindex: u32, hook: Hook, link: OwnedFd) {
+        self.links().insert((ifindex, hook), link);
+    }
+
+    /// Detaches the link that we hold, if any.
+    fn let_go(&self, ifindex: u32, hook: Hook) -> Result<()> {
+        let held = self.links().remove(&(ifindex, hook));
+        held.map_or(Ok(()), |link| tcx::detach_open(&link, ifindex))
+    }
+
+    fn pin_again(&self, ifindex: u32, hook: Hook) {
+        let held = self.links().get(&(ifindex, hook)).and_then(|link| link.try_clone().ok());
+        if let Some(Err(error)) = held.map(|link| tcx::pin(&self.pins, ifindex, hook, &link)) {
+            tracing::debug!("interface {ifindex}: {}", crate::cli::chain(&error));
+        }
+    }
+
+    fn detach_all(&self, ifindex: u32, hooks: &[Hook]) -> Result<()> {
+        for hook in hooks {
+            self.let_go(ifindex, *hook)?;
+        }
+        detach(&self.tc, &self.pins, ifindex, hooks)
     }
 
     /// Hands over a copy of the direction's program that is not at the hook.
     fn with_copy<T>(&self, ifindex: u32, hook: Hook, work: impl FnOnce(&Program) -> Result<T>) -> Result<T> {
         let there = tcx::programs(ifindex, hook)?;
-        let mut copies = self.copies.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
         let free = |programs: &&Programs| !there.iter().any(|p| p.id == programs.of(hook).id);
         if copies.iter().find(free).is_none() {
             let another = (self.load_copy)()?;
@@ -281,12 +352,19 @@ impl Hooks {
         order.extend(
             filters.iter().map(|f| label(f.program, if f.name.is_empty() { &f.kind } else { &f.name })),
         );
-        let ours = match self.mechanism {
+        let (ours, lasting) = match self.mechanism {
             Mechanism::Tcx => {
-                let program = tcx::pinned(&self.pins, ifindex, hook)?.map(|(_, program)| program);
-                chain.iter().position(|p| Some(p.id) == program)
+                let link = self.link(ifindex, hook)?;
+                // Somebody else may have put another program behind our link.
+                let program = link.as_ref().map(|(_, id)| *id).filter(|id| self.is_ours(hook, *id));
+                let told = link.and_then(|(fd, _)| tcx::alive(&fd, ifindex, hook));
+                let lasting = told.is_some_and(|link| tcx::is_pinned(&self.pins, ifindex, hook, &link));
+                (chain.iter().position(|p| Some(p.id) == program), lasting)
             }
-            Mechanism::Clsact => filter.map(|position| first + position),
+            Mechanism::Clsact => {
+                let is_ours = |at: &usize| filters.get(*at).is_some_and(|f| self.is_ours(hook, f.program));
+                (filter.filter(is_ours).map(|position| first + position), true)
+            }
         };
         let mut behind = match ours {
             Some(position) => order.split_off(position + 1),
@@ -301,7 +379,7 @@ impl Hooks {
         if hook != Hook::Out {
             behind.clear();
         }
-        Ok(HookState { hook, present: ours.is_some(), before: order, behind })
+        Ok(HookState { hook, present: ours.is_some(), lasting, before: order, behind })
     }
 }
 

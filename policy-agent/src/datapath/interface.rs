@@ -2,10 +2,9 @@
 
 use policy_common::abi::{InterfaceWord, interface_flags, interface_kind, limits};
 
-use super::endpoint::gone;
 use super::error::Result;
 use super::executor::Executor;
-use super::map::{ANY, bytes_of, from_bytes};
+use super::map::{bytes_of, from_bytes};
 use super::spec::MapId;
 
 impl Executor {
@@ -45,13 +44,12 @@ impl Executor {
         let place = ifindex % limits::INTERFACES;
         let there = InterfaceWord::unpack(self.iface.load(place, 0)?);
         if there.ifindex == 0 || there.ifindex == ifindex {
-            return self.iface.store(place, 0, word);
+            return self.store_iface(place, word);
         }
         if self.interface_word(ifindex)? == interface {
             return Ok(());
         }
-        let map = &self.maps[MapId::IfaceX];
-        map.insert(bytes_of(&ifindex), bytes_of(&word), ANY).map_err(map.failed("insert into"))
+        self.store_iface_x(ifindex, Some(word))
     }
 
     /// Forgets an interface: its packets pass unjudged, where a hook is still in place.
@@ -61,9 +59,9 @@ impl Executor {
     pub fn clear_interface(&self, ifindex: u32) -> Result<()> {
         let place = ifindex % limits::INTERFACES;
         if InterfaceWord::unpack(self.iface.load(place, 0)?).ifindex == ifindex {
-            self.iface.store(place, 0, 0)?;
+            self.store_iface(place, 0)?;
         }
-        gone(&self.maps[MapId::IfaceX], bytes_of(&ifindex))
+        self.store_iface_x(ifindex, None)
     }
 
     /// Slot of an interface, if its packets are judged.

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use aya::EbpfLoader;
 use aya::programs::SchedClassifier;
@@ -13,9 +15,10 @@ use super::executor::Executor;
 use super::hook::Hook;
 use super::hooks::{Attach, Hooks};
 use super::map::Map;
-use super::pins::Pins;
+use super::pins::{Pins, remove_file};
 use super::ring::EventRing;
 use super::spec::MapId;
+use super::trial::TrialMaker;
 
 /// Program for packets towards the pod: tc egress of the host's end.
 pub const IN_PROGRAM: &str = "pod_in";
@@ -117,6 +120,8 @@ pub struct Datapath {
     pub ring: EventRing,
     /// What loading found.
     pub report: LoadReport,
+    /// Programs for trials.
+    pub trial: TrialMaker,
 }
 
 /// Creates or adopts every map and verifies all programs. Attaches nothing, changes no content of a map that was
@@ -129,14 +134,16 @@ pub fn load(config: &Config, object: &'static [u8]) -> Result<Datapath> {
     let pins = executor.pins().clone();
     let constants = config.constants.clone();
     let spare_pins = pins.clone();
-    let again = move || load_programs(&spare_pins, &constants, object);
+    let maps = Arc::new(MapFds::of(&executor)?);
+    let trial = TrialMaker::new(&pins, &maps, &constants, object);
+    let again = move || load_programs(&spare_pins, &maps.all(), &constants, object);
     let programs = again()?;
     let named = [(IN_PROGRAM, Hook::In), (OUT_PROGRAM, Hook::Out), (EXIT_PROGRAM, Hook::Exit)];
     for (name, program) in named.map(|(name, hook)| (name, programs.of(hook))) {
         report.verified.extend(program.verified.map(|count| (name, count)));
     }
     let hooks = Hooks::new(pins, programs, Box::new(again), config.attach)?;
-    Ok(Datapath { executor, hooks, ring, report })
+    Ok(Datapath { executor, hooks, ring, report, trial })
 }
 
 /// Creates or adopts every map, without any program.
@@ -158,12 +165,51 @@ pub fn open_maps(bpffs: &Path) -> Result<(Executor, EventRing, LoadReport)> {
     Ok((Executor::new(maps, pins)?, ring, report))
 }
 
-/// Loads the object with the pinned maps. The loader itself, which holds the kernel's type information, is dropped:
-/// descriptors of programs are all that is needed later, and each program holds its maps.
-fn load_programs(pins: &Pins, constants: &BTreeMap<&'static str, u32>, object: &[u8]) -> Result<Programs> {
-    let paths: Vec<_> = MapId::ALL.into_iter().map(|id| (id.spec().name, pins.map(id))).collect();
+/// Descriptors of all maps, in the order of [`MapId::ALL`].
+#[derive(Debug)]
+pub(super) struct MapFds(Vec<OwnedFd>);
+
+impl MapFds {
+    fn of(executor: &Executor) -> Result<Self> {
+        MapId::ALL.into_iter().map(|id| executor.map(id).try_clone_fd()).collect::<Result<_>>().map(Self)
+    }
+
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<BorrowedFd<'_>> {
+        self.0.iter().map(AsFd::as_fd).collect()
+    }
+}
+
+/// Loads the object with these maps, in the order of [`MapId::ALL`]. The loader itself, which holds the kernel's type
+/// information, is dropped: descriptors of programs are all that is needed later, and each program holds its maps.
+///
+/// The loader opens maps by path, and makes new, empty ones where a path leads nowhere. So it gets paths of this
+/// moment, and never depends on what has become of the pins.
+pub(super) fn load_programs(
+    pins: &Pins,
+    maps: &[BorrowedFd<'_>],
+    constants: &BTreeMap<&'static str, u32>,
+    object: &[u8],
+) -> Result<Programs> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let paths: Vec<_> = MapId::ALL.into_iter().map(|id| (id.spec().name, pins.passing(id, number))).collect();
+    let pinned = paths.iter().zip(maps).try_for_each(|((_, path), map)| {
+        remove_file(path)?;
+        bpf::pin(*map, path).map_err(|e| Error::path("pin", path, e))
+    });
+    let loaded = pinned.and_then(|()| load_object(&paths, constants, object));
+    paths.iter().try_for_each(|(_, path)| remove_file(path))?;
+    loaded
+}
+
+fn load_object(
+    paths: &[(&str, PathBuf)],
+    constants: &BTreeMap<&'static str, u32>,
+    object: &[u8],
+) -> Result<Programs> {
     let mut loader = EbpfLoader::new();
-    for (name, path) in &paths {
+    for (name, path) in paths {
         loader.map_pin_path(name, path.as_path());
     }
     for (name, value) in constants {

@@ -15,6 +15,8 @@ use super::spec::{MapId, Spec};
 /// Where pins are kept when nothing else is said.
 pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/policy-agent";
 
+/// Beginning of the names of maps that are pinned for a moment only.
+const PASSING: &str = "passing-";
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// The pin directory: `maps/NAME@HASH`, `links/<ifindex>-in|out|exit`, `qdiscs/<ifindex>` (an empty directory for each
@@ -122,13 +124,46 @@ impl Pins {
         Ok((Map::new(fd, spec)?, false))
     }
 
+    /// Pins the map again where its pin is gone or is another one's; `None` = it is as it should be. What was there.
+    pub fn mend_map(&self, map: MapId, ours: &Map) -> Result<Option<String>> {
+        let path = self.map(map);
+        let failed = |e| Error::path("look at", &path, e);
+        let id = |fd: &OwnedFd| bpf::map_info(fd.as_fd()).map(|info| info.id);
+        let wanted = bpf::map_info(ours.as_fd()).map_err(failed)?.id;
+        let found = match bpf::open_pin(&path) {
+            Ok(fd) => match bpf::kind(fd.as_fd()).map_err(failed)? {
+                Kind::Map => {
+                    let held = id(&fd).map_err(failed)?;
+                    if held == wanted {
+                        return Ok(None);
+                    }
+                    format!("map {held}")
+                }
+                other => format!("a {other:?}").to_lowercase(),
+            },
+            Err(_) => "no pin".to_owned(),
+        };
+        self.create()?;
+        remove_file(&path)?;
+        bpf::pin(ours.as_fd(), &path).map_err(|e| Error::path("pin", path, e))?;
+        Ok(Some(found))
+    }
+
+    /// Pin of a map that lives only while programs are loaded for the `number`th time.
+    #[must_use]
+    pub fn passing(&self, map: MapId, number: u32) -> PathBuf {
+        self.maps().join(format!("{PASSING}{}-{number}-{}", map.spec().name, std::process::id()))
+    }
+
     /// Removes pins of maps that this build does not use; call it once its own tables are committed. Hands back
     /// their names.
     pub fn remove_stale_maps(&self) -> Result<Vec<String>> {
         let ours: Vec<String> = MapId::ALL.into_iter().map(MapId::pin_name).collect();
         let mut removed = Vec::new();
+        let passing = format!("-{}", std::process::id());
         for name in names(&self.maps())? {
-            if !ours.contains(&name) {
+            let is_passing = name.starts_with(PASSING) && name.ends_with(&passing);
+            if !ours.contains(&name) && !is_passing {
                 remove_file(&self.maps().join(&name))?;
                 removed.push(name);
             }

@@ -2,7 +2,7 @@
 //! new pod must not wait for it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -12,6 +12,7 @@ use super::bpf;
 use super::endpoint::gone;
 use super::error::{Error, Result};
 use super::executor::Executor;
+use super::ledger::Ledger;
 use super::map::{ANY, Map, bytes_of};
 use super::spec::MapId;
 
@@ -47,6 +48,7 @@ pub struct SpareMaker {
     flows6: Map,
     ep: Map,
     entries: u32,
+    ledger: Arc<Mutex<Ledger>>,
 }
 
 impl Slots {
@@ -111,6 +113,7 @@ impl Executor {
             flows6: map(MapId::Flows6)?,
             ep: map(MapId::Ep)?,
             entries: self.flow_entries,
+            ledger: self.ledger.clone(),
         })
     }
 }
@@ -126,9 +129,9 @@ impl SpareMaker {
             if words.load(u32::from(slot), endpoint_words::IDENTITY)? as u32 != 0 || !self.slots.begin(slot) {
                 continue;
             }
-            let done = [&self.flows4, &self.flows6]
+            let done = [(&self.flows4, MapId::Flows4), (&self.flows6, MapId::Flows6)]
                 .into_iter()
-                .try_for_each(|map| gone(map, bytes_of(&u32::from(slot))));
+                .try_for_each(|(map, id)| remove_flows(map, id, slot.into(), &self.ledger));
             self.slots.free(slot);
             done?;
         }
@@ -150,7 +153,7 @@ impl SpareMaker {
             }
             let families =
                 [Some((&self.flows4, MapId::Flows4)), six.then_some((&self.flows6, MapId::Flows6))];
-            let done = install(*slot, self.entries, families.into_iter().flatten());
+            let done = install(*slot, self.entries, families.into_iter().flatten(), &self.ledger);
             self.slots.set(*slot, done.is_ok().then_some(Stage::Ready { six }));
             done?;
         }
@@ -158,18 +161,33 @@ impl SpareMaker {
     }
 }
 
+/// Takes the flow map of a slot out.
+pub(super) fn remove_flows(map: &Map, id: MapId, slot: u32, ledger: &Mutex<Ledger>) -> Result<()> {
+    let note = || ledger.lock().unwrap_or_else(PoisonError::into_inner);
+    note().begin_flows(id, slot);
+    let done = gone(map, bytes_of(&slot));
+    note().end_flows(id, slot, None);
+    done
+}
+
 /// New flow maps for the slot. They enter their arrays at the same time: each waits for a grace period.
 pub(super) fn install<'a>(
     slot: u16,
     entries: u32,
     families: impl Iterator<Item = (&'a Map, MapId)>,
+    ledger: &Mutex<Ledger>,
 ) -> Result<()> {
     let install = |map: &Map, id: MapId| {
         let Some(inner) = id.inner() else { return Ok(()) };
         let failed = |source| Error::Map { action: "create", map: inner.name, source };
         let flows: OwnedFd = bpf::create_map(&inner, entries, None).map_err(failed)?;
-        let fd = flows.as_raw_fd() as u32;
-        map.insert(bytes_of(&u32::from(slot)), bytes_of(&fd), ANY).map_err(map.failed("insert into"))
+        let (fd, made) = (flows.as_raw_fd() as u32, bpf::map_info(flows.as_fd()).map_err(failed)?.id);
+        let slot = u32::from(slot);
+        let note = || ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        note().begin_flows(id, slot);
+        let done = map.insert(bytes_of(&slot), bytes_of(&fd), ANY).map_err(map.failed("insert into"));
+        note().end_flows(id, slot, done.is_ok().then_some(made));
+        done
     };
     thread::scope(|scope| {
         let threads: Vec<_> = families.map(|(map, id)| scope.spawn(move || install(map, id))).collect();

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use aya_obj::generated::bpf_attach_type::BPF_TCX_INGRESS;
 
-use super::bpf::{self, Kind, ProgramId};
+use super::bpf::{self, Kind, ProgramId, TcxLink};
 use super::error::{Error, Result};
 use super::hook::Hook;
 use super::load::Program;
@@ -31,17 +31,45 @@ pub(super) fn programs(ifindex: u32, hook: Hook) -> Result<Vec<ProgramId>> {
 }
 
 /// The pinned link of a hook, if it is alive and still this interface's. A dead one's pin is removed.
-pub(super) fn pinned(pins: &Pins, ifindex: u32, hook: Hook) -> Result<Option<(OwnedFd, u32)>> {
+pub(super) fn pinned(pins: &Pins, ifindex: u32, hook: Hook) -> Result<Option<(OwnedFd, TcxLink)>> {
     let path = pins.link(ifindex, hook);
     let Some(fd) = open(&path)? else { return Ok(None) };
     let link = bpf::tcx_link(fd.as_fd()).map_err(|e| Error::path("look at", &path, e))?;
     let Some(link) = link else { return Err(foreign(&path, "another kind of link")) };
-    if link.ifindex == ifindex && link.attach_type == hook.attach_type() as u32 {
-        return Ok(Some((fd, link.program)));
+    if is_at(&link, ifindex, hook) {
+        return Ok(Some((fd, link)));
     }
     // Its interface is gone and the index was given to another one.
     remove_file(&path)?;
     Ok(None)
+}
+
+/// What a link is, as long as it is alive and this hook's.
+pub(super) fn alive(link: &OwnedFd, ifindex: u32, hook: Hook) -> Option<TcxLink> {
+    bpf::tcx_link(link.as_fd()).ok().flatten().filter(|link| is_at(link, ifindex, hook))
+}
+
+fn is_at(link: &TcxLink, ifindex: u32, hook: Hook) -> bool {
+    link.ifindex == ifindex && link.attach_type == hook.attach_type() as u32
+}
+
+/// Whether the pin of the hook is this link's.
+pub(super) fn is_pinned(pins: &Pins, ifindex: u32, hook: Hook, link: &TcxLink) -> bool {
+    let there = bpf::open_pin(&pins.link(ifindex, hook)).ok();
+    let id = there.and_then(|fd| bpf::tcx_link(fd.as_fd()).ok().flatten()).map(|link| link.id);
+    id == Some(link.id)
+}
+
+/// Pins a link where its pin should be, whatever is there.
+pub(super) fn pin(pins: &Pins, ifindex: u32, hook: Hook, link: &OwnedFd) -> Result<()> {
+    pins.create()?;
+    let path = pins.link(ifindex, hook);
+    // Under a name of its own first: a rename changes the pin in one step.
+    let fresh =
+        path.with_file_name(format!("{}-new", path.file_name().unwrap_or_default().to_string_lossy()));
+    remove_file(&fresh)?;
+    bpf::pin(link.as_fd(), &fresh).map_err(|e| Error::path("pin", &fresh, e))?;
+    fs::rename(&fresh, &path).map_err(|e| Error::path("rename", &fresh, e))
 }
 
 /// Puts the program behind the pinned link.
@@ -51,19 +79,20 @@ pub(super) fn replace(link: &OwnedFd, ifindex: u32, program: &Program) -> Result
 }
 
 /// Attaches a program that is not at the hook yet, first in order, and pins the link; an older link that is pinned
-/// there is detached afterwards.
-pub(super) fn attach(pins: &Pins, ifindex: u32, hook: Hook, program: &Program) -> Result<()> {
-    let path = pins.link(ifindex, hook);
-    let old = open(&path)?;
+/// there is detached afterwards. A link that cannot be pinned lives as long as the descriptor that is handed back: the
+/// pins' check tells of it.
+pub(super) fn attach(pins: &Pins, ifindex: u32, hook: Hook, program: &Program) -> Result<OwnedFd> {
+    let old = open(&pins.link(ifindex, hook))?;
     let link = bpf::attach_tcx(program.as_fd(), ifindex, hook.attach_type())
         .map_err(Error::interface("attach to", ifindex))?;
-    // Under a name of its own first: a rename changes the pin in one step.
-    let fresh =
-        path.with_file_name(format!("{}-new", path.file_name().unwrap_or_default().to_string_lossy()));
-    remove_file(&fresh)?;
-    bpf::pin(link.as_fd(), &fresh).map_err(|e| Error::path("pin", &fresh, e))?;
-    fs::rename(&fresh, &path).map_err(|e| Error::path("rename", &fresh, e))?;
-    old.map_or(Ok(()), |old| detach_open(&old, ifindex))
+    if let Err(error) = pin(pins, ifindex, hook, &link) {
+        tracing::error!(
+            "the hook of interface {ifindex} ends with this agent: {}",
+            crate::cli::chain(&error)
+        );
+    }
+    old.map_or(Ok(()), |old| detach_open(&old, ifindex))?;
+    Ok(link)
 }
 
 /// Detaches the pinned link and removes its pin. What a stranger has pinned there is left alone.
@@ -79,7 +108,7 @@ pub(super) fn detach(pins: &Pins, ifindex: u32, hook: Hook) -> Result<()> {
     }
 }
 
-fn detach_open(link: &OwnedFd, ifindex: u32) -> Result<()> {
+pub(super) fn detach_open(link: &OwnedFd, ifindex: u32) -> Result<()> {
     match bpf::detach_link(link.as_fd()) {
         // Its interface went first.
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOLINK | libc::ENODEV | libc::ENOENT)) => Ok(()),

@@ -19,6 +19,8 @@ pub const LIVE_CAPACITY: usize = 1_024;
 pub enum Message {
     /// A flow.
     Flow(Arc<Flow>),
+    /// Something that the agent itself has to tell.
+    Notice(String),
     /// Events that never became flows.
     Lost {
         /// Where.
@@ -94,6 +96,12 @@ impl Bus {
         let _: Result<_, _> = self.live.send(Message::Flow(flow));
     }
 
+    /// Tells live readers something about the agent itself.
+    pub fn tell(&self, notice: String) {
+        // An error only says that nobody listens.
+        let _: Result<_, _> = self.live.send(Message::Notice(notice));
+    }
+
     /// Tells readers what was lost since the last call. Call it about once a second with the totals of each endpoint's
     /// counters, by endpoint id. An endpoint that is new has lost all that it counts.
     pub fn report_losses(&self, totals: BTreeMap<u32, KernelLosses>) {
@@ -162,6 +170,7 @@ mod tests {
     fn next(live: &mut broadcast::Receiver<Message>) -> Result<String, TryRecvError> {
         live.try_recv().map(|message| match message {
             Message::Flow(flow) => flow.uuid.clone(),
+            Message::Notice(notice) => notice,
             Message::Lost { source, count } => format!("{} {count}", source.as_str_name()),
         })
     }

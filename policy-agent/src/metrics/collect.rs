@@ -94,6 +94,7 @@ impl Collector for OnDemand {
         objects(&mut encoder, &view)?;
         tables(&mut encoder, &view)?;
         self.notices(&mut encoder)?;
+        checks(&mut encoder, &view)?;
         writer(&mut encoder, &view)
     }
 }
@@ -214,6 +215,7 @@ fn objects(encoder: &mut DescriptorEncoder, view: &View) -> fmt::Result {
         ("refused_namespaces", "Namespaces whose policies do not fit", view.refused.len()),
         ("services_by_backends", "1 while traffic to Services is judged by all their backends", by_backends),
         ("degraded", "1 while the kernel does not hold what it should", usize::from(view.degraded.is_some())),
+        ("state_unsaved", "1 while the state cannot be written to disk", usize::from(view.unsaved.is_some())),
         ("source_synced", "1 when the source has told all that it has", usize::from(view.synced)),
         ("source_failing", "1 while the source does not deliver", usize::from(!view.source.error.is_empty())),
     ] {
@@ -234,6 +236,29 @@ fn tables(encoder: &mut DescriptorEncoder, view: &View) -> fmt::Result {
         }
     }
     Ok(())
+}
+
+fn checks(encoder: &mut DescriptorEncoder, view: &View) -> fmt::Result {
+    let checked = &view.checked;
+    let help = "Entries, hooks and pins in the kernel that somebody else had changed, by place";
+    let mut family = encoder.encode_descriptor("self_check_drifts", help, None, MetricType::Counter)?;
+    // The places that are there from the start: a rate over a series that appears later misses its first value.
+    let zero = ["hook", "pin", "verdict"].into_iter().filter(|place| !checked.counts.contains_key(place));
+    for (place, count) in zero.map(|place| (place, 0)).chain(checked.counts.iter().map(|(p, n)| (*p, *n))) {
+        one(&mut family, &[("place", place.to_owned())], &ConstCounter::new(count))?;
+    }
+    for (name, help, value) in [
+        ("self_check_rounds", "Whole checks of what the kernel holds", checked.rounds),
+        ("self_check_trials", "Packets tried against the evaluator", checked.trials),
+    ] {
+        single(encoder, name, help, MetricType::Counter, &ConstCounter::new(value))?;
+    }
+    let help = "What the self-check could not put right, or not check";
+    let left = (checked.unrepaired.len() + checked.unchecked.len()) as i64;
+    single(encoder, "self_check_failing", help, MetricType::Gauge, &ConstGauge::new(left))?;
+    let help = "How long changes could wait for the last whole check, all its parts together";
+    let took = ConstGauge::new(checked.took.as_secs_f64());
+    single(encoder, "self_check_seconds", help, MetricType::Gauge, &took)
 }
 
 fn writer(encoder: &mut DescriptorEncoder, view: &View) -> fmt::Result {

@@ -70,7 +70,10 @@ impl Ids {
             self.retired.iter().filter(|(_, plan)| **plan <= grace).map(|(id, _)| *id).collect();
         for id in &over {
             self.retired.remove(id);
-            self.free.insert(*id);
+            // Somebody else may have written a number that there is not.
+            if self.holds(*id) {
+                self.free.insert(*id);
+            }
         }
         over
     }
@@ -186,6 +189,10 @@ mod tests {
         let mut ids = Ids::new(1, 10);
         ids.occupy(4);
         assert_eq!(ids.take(4), Some(vec![1, 2, 3, 5]));
+        ids.occupy(70);
+        ids.retire(70, 1);
+        ids.release(1);
+        assert_eq!(ids.take(5), None, "number 70 does not exist");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! All of it works on the mirror alone, so an agent that read the maps back goes on as if it had written them.
 
 mod adopt;
+mod audit;
 mod collect;
 mod fast;
 mod general;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use policy_common::abi::{Direction, EndpointWord, ROW_CLOSED};
 
 pub use self::adopt::Dump;
+pub use self::audit::{Difference, epoch_after};
 use self::join::Join;
 use self::mirror::{Key, Mirror};
 pub use self::sets::checksum;
@@ -191,6 +193,11 @@ impl Tables {
     #[must_use]
     pub const fn number(&self) -> u64 {
         self.number
+    }
+
+    /// Slots of the endpoints that plans write.
+    pub fn slots(&self) -> impl Iterator<Item = u16> {
+        self.mirror.endpoints.keys().copied()
     }
 
     /// Word 0 of an endpoint.

@@ -137,6 +137,14 @@ impl SetStore {
         self.touched.insert(id);
     }
 
+    /// Records that the kernel holds, in use or not, with their intervals; what was not understood is left out.
+    pub(crate) fn records(&self) -> impl Iterator<Item = (u16, RuleSet, Vec<Interval>)> {
+        self.stored.iter().filter_map(|(id, stored)| {
+            let content = stored.content.as_ref()?;
+            Some((*id, record(content, stored.base), content.intervals.concat()))
+        })
+    }
+
     /// Sets and intervals that can be taken.
     pub(crate) fn available(&self) -> (usize, u32) {
         (self.ids.available(), self.stretches.available())

@@ -180,6 +180,14 @@ impl SimNode {
         self.planner = Planner::new(self.limits, tables, self.planner.rules.clone());
     }
 
+    /// The agent finds that somebody else wrote to the tables, and goes on from what is there, after a grace period.
+    pub fn read_back(&mut self) {
+        self.grace = self.planner.tables.number();
+        self.replaced.clear();
+        let dump = self.kernel.dump(self.grace);
+        self.planner.tables.readopt(&dump);
+    }
+
     /// Somebody else puts elements into the tables: under no slot, under a slot that was never used, under another's.
     pub fn meddle(&mut self, rng: &mut Rng) {
         let slots: Vec<u32> = self.kernel.dump(0).hosts.iter().map(|(_, slot, _)| *slot).collect();

@@ -265,3 +265,51 @@ fn what_does_not_fit_is_held_back() {
 fn small(rng: &mut Rng, bound: usize) -> u32 {
     1 + u32::try_from(rng.below(bound)).unwrap_or(0)
 }
+
+#[test]
+fn the_agent_knows_what_the_kernel_holds_and_finds_what_somebody_else_put_there() {
+    for_seeds(250, |rng| {
+        let mut world = worlds::world(rng);
+        let mut node = SimNode::new(TINY);
+        let differences = |node: &SimNode| node.planner.tables.expected().differences(&node.kernel.dump(0));
+        for _ in 0..4 {
+            let given_up = node.discover(&world)?;
+            let planned = node.update(&world, &[])?;
+            assert_eq!(differences(&node), [], "after a plan");
+            for slot in given_up {
+                node.unhook(slot);
+            }
+            if planned.busy.is_some() || rng.percent(50) {
+                node.collect(&[])?;
+                assert_eq!(differences(&node), [], "after collecting");
+            }
+            worlds::mutate(rng, &mut world);
+        }
+        node.settle(&[])?;
+        node.discover(&world)?;
+        if node.update(&world, &[])?.busy.is_some() {
+            return Ok(());
+        }
+        let epoch = |node: &SimNode, slot| node.planner.tables.endpoint(slot).map_or(0, |word| word.epoch);
+        let before: Vec<(u16, u32)> =
+            node.planner.tables.slots().map(|slot| (slot, epoch(&node, slot))).collect();
+        node.meddle(rng);
+        assert_ne!(differences(&node), [], "nothing is found");
+        node.read_back();
+        let samples = samples(rng, &world, &node.endpoints, 60);
+        if node.update(&world, &[])?.busy.is_some() {
+            node.settle(&[])?;
+            node.update(&world, &[])?;
+        }
+        assert_eq!(differences(&node), [], "it is still there");
+        node.check(&world, &samples)?;
+        node.settle(&samples)?;
+        node.check(&world, &samples)?;
+        for (slot, old) in
+            before.into_iter().filter(|(slot, _)| node.endpoints.iter().any(|e| e.slot == *slot))
+        {
+            assert!(epoch(&node, slot) > old, "flows of slot {slot} are not judged anew");
+        }
+        Ok(())
+    });
+}

@@ -3,7 +3,7 @@
 use jiff::tz::TimeZone;
 
 use super::show::{action, details, direction, ends, lost, policies, protocol, reason};
-use crate::ctl::screen::time;
+use crate::ctl::screen::{plain, time};
 use crate::events::details::Details;
 use crate::proto::flow::Flow;
 use crate::proto::observer::GetFlowsResponse;
@@ -20,7 +20,7 @@ pub(super) fn dict(response: &GetFlowsResponse, zone: &TimeZone) -> Option<Strin
     match response.response_types.as_ref()? {
         ResponseTypes::Flow(flow) => of_flow(flow, &mut fields),
         ResponseTypes::LostEvents(event) => fields.push(("lost", lost(event))),
-        ResponseTypes::NodeStatus(_) => return None,
+        ResponseTypes::NodeStatus(status) => fields.push(("node status", plain(&status.message))),
     }
     let lines = fields.iter().filter(|(_, value)| !value.is_empty());
     Some(lines.map(|(name, value)| format!("{name:>16}: {value}\n")).collect())

@@ -3,7 +3,7 @@
 use jiff::tz::TimeZone;
 
 use super::show::{action, details, direction, ends, lost, policies, protocol, reason};
-use crate::ctl::screen::{Colour, paint, time};
+use crate::ctl::screen::{Colour, paint, plain, time};
 use crate::events::details::Details;
 use crate::proto::flow::Flow;
 use crate::proto::observer::GetFlowsResponse;
@@ -23,7 +23,9 @@ pub(super) fn line(response: &GetFlowsResponse, colour: bool, zone: &TimeZone) -
         ResponseTypes::LostEvents(event) => {
             Some(format!("{at} {} {}", paint(colour, Colour::Yellow, "LOST"), lost(event)))
         }
-        ResponseTypes::NodeStatus(_) => None,
+        ResponseTypes::NodeStatus(status) => {
+            Some(format!("{at} {} {}", paint(colour, Colour::Red, "NODE"), plain(&status.message)))
+        }
     }
 }
 
@@ -48,7 +50,9 @@ pub(super) fn wide(response: &GetFlowsResponse, colour: bool, zone: &TimeZone) -
         ResponseTypes::LostEvents(event) => {
             Some(format!("{at} {node} {} {}", paint(colour, Colour::Yellow, "LOST"), lost(event)))
         }
-        ResponseTypes::NodeStatus(_) => None,
+        ResponseTypes::NodeStatus(status) => {
+            Some(format!("{at} {node} {} {}", paint(colour, Colour::Red, "NODE"), plain(&status.message)))
+        }
     }
 }
 
