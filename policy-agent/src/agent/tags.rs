@@ -1,6 +1,6 @@
 //! How traffic to Services is judged on this node, and whether the tag survives by which it can be judged exactly.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use policy_common::abi::{ROW_CLOSED, meta_flags, meta_words};
@@ -112,10 +112,17 @@ impl Core {
         }
         let live: Vec<u32> = self.table.iter().map(|local| local.id).collect();
         self.tags.proofs.retain(|id, _| live.contains(id));
+        // What somebody does at a bridge shows at any of its ports.
+        let mut bridges = BTreeSet::new();
+        let mut first_port = |local: &Local| {
+            let controller = self.interfaces.devices.get(&local.ifindex).and_then(|device| device.controller);
+            let kept = self.tags.proofs.get(&local.id).is_some_and(|proof| proof.survival == Survival::Kept);
+            again && kept && controller.is_some_and(|index| bridges.insert(index))
+        };
         let due: Vec<(u32, TagProbe)> = self
             .table
             .iter()
-            .filter(|local| local.hooked && self.tags.is_due(local, again))
+            .filter(|local| local.hooked && (self.tags.is_due(local, again) || first_port(local)))
             .filter_map(|local| Some((local.id, self.tag_probe(local)?)))
             .collect();
         let probes: Vec<TagProbe> = due.iter().map(|(_, probe)| *probe).collect();
