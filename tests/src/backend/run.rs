@@ -142,9 +142,9 @@ fn run_as(case: &Case, mode: ServiceMode, backend: &mut dyn Backend) -> Result<V
 
 /// Whether the node turns the destination into another one, or leaves a Service's address as it is.
 fn is_translated(translations: &Translations, places: &Places, pair: &Pair) -> bool {
-    let to = places.get(&pair.to).and_then(|place| place.ip(pair.family));
-    let is_service = pair.to.starts_with("svc/") || pair.to.starts_with("lb/");
-    is_service || to.is_some_and(|to| translations.of(to, pair.port).is_some())
+    let place = places.get(&pair.to);
+    let to = place.and_then(|place| place.ip(pair.family));
+    place.is_some_and(Place::is_service) || to.is_some_and(|to| translations.of(to, pair.port).is_some())
 }
 
 fn places_of(state: &State) -> Places {

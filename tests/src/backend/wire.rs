@@ -149,7 +149,7 @@ impl Wire {
         let wanted: BTreeMap<String, Placed> = state
             .places()
             .into_iter()
-            .filter(|place| place.at != Where::Node)
+            .filter(|place| place.at != Where::Node && !place.is_service())
             .map(|place| (place.name.clone(), Placed { host: host_name(&place), place }))
             .collect();
         let keep: BTreeSet<&String> = wanted.values().map(|placed| &placed.host).collect();

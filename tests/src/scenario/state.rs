@@ -42,6 +42,11 @@ pub struct Place {
 }
 
 impl Place {
+    /// Whether it is but an address of a Service: nobody is there.
+    pub fn is_service(&self) -> bool {
+        self.name.split('/').count() == 3
+    }
+
     /// Its address of the family, if it has one.
     pub fn ip(&self, family: Family) -> Option<IpAddr> {
         self.ips.iter().copied().find(|ip| Family::of(*ip) == family)
