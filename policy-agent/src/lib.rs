@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod cgroup;
 pub mod cli;
 pub mod cni;
 pub mod ctl;

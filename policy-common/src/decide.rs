@@ -128,7 +128,7 @@ pub fn decide_slowly<F: Family, M: Maps<F>>(
     direction: Direction,
     packet: &mut Packet<F::Address>,
 ) -> Verdict {
-    if packet.is(facts::ROUTER) && direction as u8 == Direction::Egress as u8 {
+    if !M::SOCKETS && packet.is(facts::ROUTER) && direction as u8 == Direction::Egress as u8 {
         return Verdict::plain(Reason::RogueNeighbour);
     }
     if packet.is(facts::NEIGHBOUR) {
@@ -205,7 +205,8 @@ fn flow<F: Family, M: Maps<F>>(
         let ingress = step.direction as u8 == Direction::Ingress as u8;
         judged.by_tag = ingress && maps.tag() & !tag::DEFERRED == tag::new(maps.slot(), generation);
         // A pod's traffic to itself never crosses its interface, except through a Service.
-        if ingress
+        if !M::SOCKETS
+            && ingress
             && case != Case::Again
             && !judged.by_tag
             && local_index::<F, M>(maps, &step.remote) != NOT_LOCAL

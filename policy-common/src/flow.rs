@@ -35,6 +35,9 @@ pub trait FlowMaps<F: Family> {
 
 /// The endpoint and the path of the packet.
 pub trait Host {
+    /// Whether the endpoint is a group of sockets and not an interface: both ends of its packets may be addresses that
+    /// it counts as its own, and nobody can forge the address of a socket.
+    const SOCKETS: bool = false;
     /// Slot of the endpoint.
     fn slot(&self) -> u16;
     /// A word of the endpoint ([`crate::abi::endpoint_words`]); word 0 is read once, by the caller.

@@ -9,8 +9,8 @@ use policy_common::flow::Host;
 use crate::maps::{EP, IFACE, IFACE_X, META};
 use crate::skb::Skb;
 
-/// One packet at one endpoint.
-pub(crate) struct Kernel {
+/// One packet at one endpoint; of `SOCKETS` at a control group and not at an interface.
+pub(crate) struct Kernel<const SOCKETS: bool = false> {
     pub(crate) skb: Skb,
     pub(crate) slot: u16,
     /// 0, but the verifier does not know: what is added to it is any number from then on, so the paths that led there
@@ -23,6 +23,14 @@ impl Kernel {
     /// The endpoint of an interface word; `None` for a slot beyond the table.
     #[inline(always)]
     pub(crate) fn new(skb: Skb, slot: u16) -> Option<Self> {
+        Self::at(skb, slot)
+    }
+}
+
+impl<const SOCKETS: bool> Kernel<SOCKETS> {
+    /// The endpoint of a slot; `None` for a slot beyond the table.
+    #[inline(always)]
+    pub(crate) fn at(skb: Skb, slot: u16) -> Option<Self> {
         let endpoint = EP.get_ptr(slot as u32)?.cast();
         let mut kernel = Self { skb, slot, endpoint, zero: 0 };
         kernel.zero = kernel.endpoint(endpoint_words::ZERO);
@@ -54,7 +62,8 @@ pub(crate) fn meta(index: u32) -> u64 {
     word(META.get_ptr(0).map(|p| unsafe { p.cast::<u64>().add(index as usize) }))
 }
 
-impl Host for Kernel {
+impl<const S: bool> Host for Kernel<S> {
+    const SOCKETS: bool = S;
     #[inline(always)]
     fn slot(&self) -> u16 {
         self.slot
@@ -75,7 +84,8 @@ impl Host for Kernel {
     }
     #[inline(always)]
     fn tag(&self) -> u16 {
-        self.skb.tc_index() as u16
+        // A socket's packets may carry the tag of a pod that sent them; it says nothing about sockets.
+        if S { 0 } else { self.skb.tc_index() as u16 }
     }
     #[inline(always)]
     fn tagged(&self, index: u32) -> u64 {

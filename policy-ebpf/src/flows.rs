@@ -10,35 +10,38 @@ use policy_common::side::Side;
 use policy_common::verdict::Verdict;
 
 use crate::access::Kernel;
-use crate::judge::{classify4, classify6, side};
+use crate::judge::{classify4, classify6, peer4, peer6, side};
 use crate::maps::{FLOWS4, FLOWS6, FRAGS, LOCALS, SCRATCH, Scratch};
+use crate::sockets::socket_side;
 
-impl Judge<V4> for Kernel {
+impl<const S: bool> Judge<V4> for Kernel<S> {
     #[inline(always)]
     fn classify(&self, address: &u32) -> HostWord {
-        HostWord::unpack(classify4(*address))
+        HostWord::unpack(if S { peer4(*address) } else { classify4(*address) })
     }
 }
 
-impl Judge<V6> for Kernel {
+impl<const S: bool> Judge<V6> for Kernel<S> {
     #[inline(always)]
     fn classify(&self, address: &[u32; 4]) -> HostWord {
         let [a, b, c, d] = address.map(|w| w as u64);
-        HostWord::unpack(classify6(a | b << 32, c | d << 32))
+        let (high, low) = (a | b << 32, c | d << 32);
+        HostWord::unpack(if S { peer6(high, low) } else { classify6(high, low) })
     }
 }
 
-impl Sides for Kernel {
+impl<const S: bool> Sides for Kernel<S> {
     #[inline(always)]
     fn side(&self, asked: Side) -> Verdict {
         let (who, what) = asked.pack();
-        Verdict(side(self.skb.raw(), who, what))
+        let context = self.skb.raw();
+        Verdict(if S { socket_side(context, who, what) } else { side(context, who, what) })
     }
 }
 
 macro_rules! flows {
     ($family:ty, $flows:ident) => {
-        impl FlowMaps<$family> for Kernel {
+        impl<const S: bool> FlowMaps<$family> for Kernel<S> {
             type Handle = *mut u64;
             #[inline(always)]
             fn find(&self, key: &<$family as Family>::Key) -> Option<*mut u64> {
@@ -67,21 +70,33 @@ macro_rules! flows {
             }
             #[inline(always)]
             fn put(&self, key: &<$family as Family>::Key, flow: &Flow) {
-                if let (Some(inner), Some(s)) = ($flows.get(self.slot as u32), scratch()) {
+                let Some(inner) = $flows.get(self.slot as u32) else { return };
+                // A full LRU map makes room; a failure leaves the flow unrecorded, so its replies are judged.
+                if S {
+                    let _ = inner.insert(key, flow, 0);
+                } else if let Some(s) = scratch() {
                     s.flow = *flow;
-                    // A full LRU map makes room; a failure leaves the flow unrecorded, so its replies are judged.
                     let _ = inner.insert(key, &s.flow, 0);
                 }
             }
             #[inline(always)]
             fn local(&self, key: &LocalKey) -> u32 {
-                let Some(s) = scratch() else { return 0 };
-                s.local = *key;
+                let found = if S {
+                    LOCALS.get_ptr(key)
+                } else {
+                    let Some(s) = scratch() else { return 0 };
+                    s.local = *key;
+                    LOCALS.get_ptr(&s.local)
+                };
                 // SAFETY: an aligned word of the element that was just found; its value never changes.
-                LOCALS.get_ptr(&s.local).map_or(0, |p| unsafe { read_volatile(p) })
+                found.map_or(0, |p| unsafe { read_volatile(p) })
             }
             #[inline(always)]
             fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+                // Datagrams are whole where a socket sends or gets them.
+                if S {
+                    return None;
+                }
                 let s = scratch()?;
                 s.fragment_key = *key;
                 // SAFETY: copied at once; a recycled element gives the ports of another datagram at worst.
@@ -89,6 +104,9 @@ macro_rules! flows {
             }
             #[inline(always)]
             fn put_fragment(&self, key: &FragmentKey, value: &Fragment) {
+                if S {
+                    return;
+                }
                 let Some(s) = scratch() else { return };
                 (s.fragment_key, s.fragment) = (*key, *value);
                 // On failure the later fragments are dropped and counted.
@@ -98,7 +116,8 @@ macro_rules! flows {
     };
 }
 
-/// This CPU's scratch value. Used from filling to the helper call only, so no two references live at a time.
+/// This CPU's scratch value. Used from filling to the helper call only, so no two references live at a time. Not for
+/// programs of sockets: those run with interrupts on, and others of this CPU come between.
 #[inline(always)]
 pub(crate) fn scratch<'a>() -> Option<&'a mut Scratch> {
     // SAFETY: this CPU's own element; tc programs of one CPU do not interrupt each other.

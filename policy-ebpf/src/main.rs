@@ -14,6 +14,10 @@ mod bucket;
 #[cfg(target_arch = "bpf")]
 mod bytes;
 #[cfg(target_arch = "bpf")]
+mod carry;
+#[cfg(target_arch = "bpf")]
+mod cgroup;
+#[cfg(target_arch = "bpf")]
 mod count;
 #[cfg(target_arch = "bpf")]
 mod exit;
@@ -35,6 +39,8 @@ mod probe;
 mod report;
 #[cfg(target_arch = "bpf")]
 mod skb;
+#[cfg(target_arch = "bpf")]
+mod sockets;
 
 /// `TCX_NEXT`, and `TC_ACT_UNSPEC` under clsact: go on with the next program. "OK" would end the chain and, under
 /// clsact, erase `tc_index`.
@@ -65,6 +71,22 @@ fn pod_out(context: aya_ebpf::programs::TcContext) -> i32 {
 #[inline(always)]
 fn node_exit(context: aya_ebpf::programs::TcContext) -> i32 {
     exit::node_exit(skb::Skb::new(&context))
+}
+
+/// Towards a socket of a control group.
+#[cfg(target_arch = "bpf")]
+#[aya_ebpf::macros::cgroup_skb(ingress)]
+#[inline(always)]
+fn cgroup_in(context: aya_ebpf::programs::SkBuffContext) -> i32 {
+    cgroup::cgroup_in(skb::Skb::of_socket(&context))
+}
+
+/// From a socket of a control group.
+#[cfg(target_arch = "bpf")]
+#[aya_ebpf::macros::cgroup_skb(egress)]
+#[inline(always)]
+fn cgroup_out(context: aya_ebpf::programs::SkBuffContext) -> i32 {
+    cgroup::cgroup_out(skb::Skb::of_socket(&context))
 }
 
 #[cfg(target_arch = "bpf")]

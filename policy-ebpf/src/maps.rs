@@ -6,7 +6,7 @@ use aya_ebpf::btf_maps::{
 };
 use aya_ebpf::macros::btf_map;
 use policy_common::abi::{
-    Counter, EndpointStat, Flow, FlowKey4, FlowKey6, Fragment, FragmentKey, LocalKey, RuleSet,
+    Cgroup, Counter, EndpointStat, Flow, FlowKey4, FlowKey6, Fragment, FragmentKey, LocalKey, RuleSet,
     endpoint_words, limits, meta_words,
 };
 use policy_common::event::Event;
@@ -14,6 +14,8 @@ use policy_common::packet::Packet;
 
 /// `BPF_F_MMAPABLE`: user space stores words through a mapping, the only update that no reader can see in halves.
 const MMAP: usize = 1024;
+/// `BPF_F_NO_PREALLOC`: an element that is replaced keeps its value as long as a program may look at it.
+const NO_PREALLOC: usize = 1;
 /// Entries of the filter of repeated events.
 pub(crate) const RECENT_EVENTS: u32 = 1024;
 
@@ -21,6 +23,8 @@ pub(crate) const RECENT_EVENTS: u32 = 1024;
 pub(crate) static IFACE: Array<u64, { limits::INTERFACES as usize }, MMAP> = Array::new();
 #[btf_map]
 pub(crate) static IFACE_X: HashMap<u32, u64, { limits::INTERFACES_EXTRA as usize }> = HashMap::new();
+#[btf_map]
+pub(crate) static CGROUPS: HashMap<u64, Cgroup, { limits::CGROUPS as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 pub(crate) static EP: Array<[u64; endpoint_words::COUNT as usize], { limits::ENDPOINTS as usize }, MMAP> =
     Array::new();

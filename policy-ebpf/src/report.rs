@@ -11,6 +11,7 @@ use policy_common::verdict::Verdict;
 use crate::access::{Kernel, meta};
 use crate::bucket::{is_repeat, take};
 use crate::bytes::Direct;
+use crate::carry;
 use crate::count::{add, count};
 use crate::front::parsed;
 use crate::maps::{EPSTAT, EVENTS, RULE_HITS};
@@ -34,7 +35,10 @@ struct Place {
 /// In the last argument of [`report`]: judged behind the translation of a Service.
 pub(crate) const AT_EXIT: u32 = 1 << 26;
 
-/// The last argument of [`report`]: {slot 16, direction 2, family of the parsed packet 8, at exit 1}.
+/// In the last argument of [`report`]: the packet is carried by itself, and has no Ethernet header.
+pub(crate) const AT_SOCKET: u32 = 1 << 27;
+
+/// The last argument of [`report`]: {slot 16, direction 2, family of the parsed packet 8, at exit 1, at socket 1}.
 #[inline(always)]
 pub(crate) fn report_place(slot: u32, direction: Direction, family: u8) -> u32 {
     slot | (direction as u32) << 16 | (family as u32) << 18
@@ -67,8 +71,10 @@ pub(crate) extern "C" fn report(context: *mut __sk_buff, word: u64, verdict: u64
     if let Some(kernel) = Kernel::new(skb, slot) {
         let now = kernel.now();
         let seen = match ((place >> 18) as u8, parsed()) {
+            (4 | 6, _) if place & AT_SOCKET != 0 => carry::seen(skb),
             (4, Some(parsed)) => Seen::packet::<V4>(&parsed.packet4),
             (6, Some(parsed)) => Seen::packet::<V6>(&parsed.packet6),
+            _ if place & AT_SOCKET != 0 => Seen::default(),
             _ => Seen::frame(&Direct::new(skb, 0)),
         };
         let flags = if place & AT_EXIT != 0 { event_flags::EXIT } else { 0 };

@@ -3,7 +3,7 @@
 use core::ptr::{read_volatile, write_volatile};
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::programs::{SkBuffContext, TcContext};
 
 /// The context of a tc program. Each field is read by one volatile load: LLVM merges plain loads of neighbours into
 /// one of eight bytes, and the verifier refuses it ("invalid bpf_context access").
@@ -27,6 +27,11 @@ impl Skb {
     /// The context of this run.
     #[inline(always)]
     pub(crate) fn new(context: &TcContext) -> Self {
+        Self { raw: context.skb.skb }
+    }
+    /// The context of this run at a socket.
+    #[inline(always)]
+    pub(crate) fn of_socket(context: &SkBuffContext) -> Self {
         Self { raw: context.skb.skb }
     }
     /// The context as a number of its own functions' arguments.
@@ -81,6 +86,18 @@ impl Skb {
     pub(crate) fn set_tc_index(self, value: u32) {
         // SAFETY: the kernel passes a valid context, and tc programs may write this field.
         unsafe { write_volatile(&raw mut (*self.raw).tc_index, value) }
+    }
+    /// A word of the packet's own control block: programs of sockets find it zeroed and leave no trace in it.
+    #[inline(always)]
+    pub(crate) fn note<const AT: usize>(self) -> u32 {
+        // SAFETY: the kernel passes a valid context; the block has five words, checked when this is compiled.
+        unsafe { read_volatile(&raw const (*self.raw).cb[AT]) }
+    }
+    /// Writes a word of it.
+    #[inline(always)]
+    pub(crate) fn set_note<const AT: usize>(self, value: u32) {
+        // SAFETY: as above; programs of sockets may write the block.
+        unsafe { write_volatile(&raw mut (*self.raw).cb[AT], value) }
     }
     /// Whether a local socket owns the packet.
     #[inline(always)]

@@ -6,6 +6,7 @@ pub mod bench;
 pub mod churn;
 pub mod cluster;
 pub mod demo;
+pub mod group;
 pub mod lab;
 pub mod nat;
 pub mod net;

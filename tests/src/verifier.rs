@@ -3,9 +3,9 @@
 
 use anyhow::{Context, Result};
 use aya_obj::{
-    Function, Object,
+    Function, Object, ProgramSection,
     btf::BtfFeatures,
-    generated::{bpf_attr, bpf_cmd, bpf_prog_type},
+    generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type},
 };
 use policy_agent::datapath::{bpf, spec::Spec};
 use std::{
@@ -45,7 +45,13 @@ pub fn walk(object: &[u8]) -> Result<Vec<Walk>> {
     let mut walks = Vec::new();
     for (name, program) in &object.programs {
         let function = object.functions.get(&program.function_key()).context("a program without code")?;
-        let (log, refused) = load(function, &types)?;
+        let kind = match &program.section {
+            ProgramSection::CgroupSkb { attach_type } => {
+                (bpf_prog_type::BPF_PROG_TYPE_CGROUP_SKB, attach_type.map(bpf_attach_type::from))
+            }
+            _ => (bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, None),
+        };
+        let (log, refused) = load(function, kind, &types)?;
         let processed =
             count(&log).with_context(|| format!("the verifier's log of {name} has no number: {log}"))?;
         let refused = refused.map(|error| format!("{error}: {}", last_lines(&log)));
@@ -97,7 +103,11 @@ fn call(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
 }
 
 /// Loads a program; the verifier's log, and the error when it was refused.
-fn load(function: &Function, types: &OwnedFd) -> Result<(String, Option<io::Error>)> {
+fn load(
+    function: &Function,
+    (kind, attach): (bpf_prog_type, Option<bpf_attach_type>),
+    types: &OwnedFd,
+) -> Result<(String, Option<io::Error>)> {
     let instructions = &function.instructions;
     let functions = function.func_info.func_info_bytes();
     let mut log = vec![0u8; 1 << 16];
@@ -105,7 +115,8 @@ fn load(function: &Function, types: &OwnedFd) -> Result<(String, Option<io::Erro
     let mut attr: bpf_attr = unsafe { zeroed() };
     // SAFETY: as above.
     let program = unsafe { &mut attr.__bindgen_anon_3 };
-    program.prog_type = bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS as u32;
+    program.prog_type = kind as u32;
+    program.expected_attach_type = attach.map_or(0, |attach| attach as u32);
     program.insns = instructions.as_ptr() as u64;
     program.insn_cnt = instructions.len() as u32;
     program.license = c"Dual MIT/GPL".as_ptr() as u64;

@@ -176,6 +176,7 @@ fn the_life_of_an_endpoint() {
     x.set_interface(33, 7).unwrap();
     let closed = EndpointWord { epoch: 1, ingress_row: ROW_CLOSED, egress_row: ROW_CLOSED };
     let expected = LiveEndpoint {
+        group: None,
         slot: 7,
         id: 1007,
         ifindex: 33,

@@ -331,7 +331,7 @@ fn other_devices_are_hooked_on_the_way_out() {
             assert!(!next.verify_exit(device).unwrap().present);
             assert!(next.verify(f.ifindex).unwrap().iter().all(|state| state.present));
             next.attach_exit(device).unwrap();
-            assert_eq!(remove_all(&f.dir.pins()).unwrap(), 2, "{attach:?}");
+            assert_eq!(remove_all(&f.dir.pins()).unwrap(), (2, 0), "{attach:?}");
             qdisc_add_clsact(&f.node.as_host().host_link).expect("the qdisc is gone");
         });
     }
@@ -343,11 +343,11 @@ fn cleanup_needs_no_agent_and_leaves_nothing() {
         let f = Fixture::new();
         f.ns().run(|| {
             f.hooks(attach).attach(f.ifindex).unwrap();
-            assert_eq!(remove_all(&f.dir.pins()).unwrap(), 1, "{attach:?}");
+            assert_eq!(remove_all(&f.dir.pins()).unwrap(), (1, 0), "{attach:?}");
             assert!(!f.dir.path().exists());
             assert!(bpf::query_tcx(f.ifindex, BPF_TCX_INGRESS).map_or(true, |p| p.is_empty()));
             qdisc_add_clsact(&f.pod.host_link).expect("the qdisc is gone");
-            assert_eq!(remove_all(&f.dir.pins()).unwrap(), 0, "twice is fine");
+            assert_eq!(remove_all(&f.dir.pins()).unwrap(), (0, 0), "twice is fine");
         });
         assert!(f.talks(), "{attach:?}");
     }

@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use policy_common::family::{Family, V4, V6};
 
+use crate::model::ObjectKey;
+
 /// An IPv4 address as one word in network order.
 #[must_use]
 pub const fn word4(address: Ipv4Addr) -> u32 {
@@ -44,9 +46,35 @@ pub fn check(address: IpAddr) -> u32 {
     }
 }
 
+/// The address that stands for a group of sockets in the tables. Sockets share the addresses of their host, so where one
+/// socket of the host talks to another, the kernel asks for this one. It is in the block to be discarded (RFC 6666), so
+/// no packet has it.
+#[must_use]
+pub fn identity(key: &ObjectKey) -> IpAddr {
+    // FNV-1a.
+    let bytes = key.namespace.bytes().chain([b'/']).chain(key.name.bytes());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    IpAddr::V6(Ipv6Addr::from(0x0100_u128 << 112 | u128::from(hash)))
+}
+
+/// Whether an address is an [`identity`].
+#[must_use]
+pub fn is_identity(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(ip) if ip.segments()[..4] == [0x100, 0, 0, 0])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn identities_differ_and_are_known() {
+        let one = identity(&ObjectKey::new("a", "b"));
+        assert!(is_identity(&one) && one != identity(&ObjectKey::new("ab", "")));
+        assert!(!is_identity(&"2001:db8::1".parse().unwrap()) && !is_identity(&"10.0.0.1".parse().unwrap()));
+    }
 
     #[test]
     fn words_round_trip() {

@@ -146,9 +146,20 @@ pub struct ContainerPort {
     pub protocol: Protocol,
 }
 
+/// Which control group (of version 2) a pod's sockets are in, where it has no interface of its own.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum GroupHint {
+    /// Path below the root of the hierarchy (annotation `policy-agent.io/cgroup`).
+    Path(String),
+    /// Unit of systemd (annotation `policy-agent.io/unit`).
+    Unit(String),
+}
+
 /// Where files mode is told to find a pod's interface instead of looking for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InterfaceHint {
+    /// There is none: its sockets are judged.
+    Group(GroupHint),
     /// Name of the host side interface (annotation `policy-agent.io/interface`).
     Name(String),
     /// Path of the pod's network namespace (annotation `policy-agent.io/netns`).
@@ -172,7 +183,7 @@ pub struct Pod {
     pub phase: Phase,
     /// Has a deletion timestamp.
     pub terminating: bool,
-    /// Addresses of all families.
+    /// Addresses of all families; of a control group its [`crate::address::identity`] first.
     pub addresses: Vec<IpAddr>,
     /// Named ports of all containers, sorted: app, sidecar and init.
     pub ports: Vec<ContainerPort>,
@@ -183,6 +194,14 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// The control group whose sockets are its, where it has no interface.
+    #[must_use]
+    pub const fn group(&self) -> Option<&GroupHint> {
+        match &self.interface {
+            Some(InterfaceHint::Group(hint)) => Some(hint),
+            Some(InterfaceHint::Name(_) | InterfaceHint::Netns(_)) | None => None,
+        }
+    }
     /// Whether policies may select it and rules may name it.
     #[must_use]
     pub fn is_subject(&self) -> bool {

@@ -29,6 +29,7 @@ use super::spares::Spares;
 use super::table::Table;
 use super::tags::Tags;
 use super::view::Tally;
+use super::workloads::Workloads;
 use crate::cli::ServicesArg;
 use crate::datapath;
 use crate::events::{Bus, EndpointState, Generation, History, Now};
@@ -59,6 +60,7 @@ pub(super) struct Core {
     pub(super) tags: Tags,
     pub(super) interfaces: Interfaces,
     pub(super) netns: NetnsLinks,
+    pub(super) workloads: Workloads,
     pub(super) places: BTreeMap<policy_engine::model::ObjectKey, Place>,
     pub(super) claims: Claims,
     pub(super) guards: Guards,
@@ -124,6 +126,7 @@ impl Core {
             discovery,
             store,
             bits,
+            workloads,
             guarding,
             self_check,
             node,
@@ -154,6 +157,7 @@ impl Core {
             tags: Tags::new(services, switches),
             interfaces: Interfaces::default(),
             netns: NetnsLinks::new(),
+            workloads,
             places: BTreeMap::new(),
             claims: Claims::default(),
             guards: Guards::default(),
@@ -271,7 +275,8 @@ impl Core {
             }
             self.blind = failure;
         }
-        self.places = place(&self.world, &self.interfaces, &self.netns);
+        self.look_at_groups();
+        self.places = place(&self.world, &self.interfaces, &self.netns, &self.workloads.found);
         if !first {
             let has = |pod: &_| self.table.of_pod(pod).map(|local| local.ifindex);
             keep_from_ending(&mut self.places, &self.world, has);
@@ -449,6 +454,8 @@ pub(super) struct Parts {
     pub store: Store,
     /// Configuration bits of endpoints.
     pub bits: u16,
+    /// Control groups.
+    pub workloads: Workloads,
     /// Interfaces of pods that are not known yet are closed until they are.
     pub guarding: bool,
     /// How often everything in the kernel is checked, if at all.

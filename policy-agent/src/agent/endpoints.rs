@@ -81,7 +81,7 @@ impl Core {
                 id: local.id,
                 ifindex: local.ifindex,
                 addresses: local.addresses.clone(),
-                config: self.bits,
+                config: if local.group.is_some() { self.workloads.bits(self.bits) } else { self.bits },
                 pickup: if local.unprotected > CHATTER { PICKUP } else { Duration::ZERO },
             })
             .collect();
@@ -99,9 +99,11 @@ impl Core {
     }
 
     fn hook(&mut self, slots: &[u16]) {
+        self.hook_groups(slots);
         let wanted: Vec<(u16, u32)> = slots
             .iter()
             .filter_map(|s| self.table.get(*s))
+            .filter(|local| local.group.is_none())
             .map(|local| (local.slot, local.ifindex))
             .collect();
         let kernel = self.kernel.clone();
@@ -144,7 +146,12 @@ impl Core {
 
     fn mend(&mut self, slots: &[u16]) {
         for slot in slots {
-            let Some(ifindex) = self.table.get(*slot).map(|local| local.ifindex) else { continue };
+            let Some(local) = self.table.get(*slot) else { continue };
+            if local.group.is_some() {
+                self.mend_group(*slot);
+                continue;
+            }
+            let ifindex = local.ifindex;
             let before = self.kernel.hooks.verify(ifindex).map_or_else(|_| Vec::new(), Vec::from);
             let repaired = self.kernel.hooks.repair(ifindex);
             let states = self.kernel.hooks.verify(ifindex);
@@ -183,7 +190,8 @@ impl Core {
         if removed.is_empty() {
             return;
         }
-        for local in removed {
+        self.unhook_groups(removed);
+        for local in removed.iter().filter(|local| local.group.is_none()) {
             // The interface may have a new endpoint by now.
             if !self.table.iter().any(|other| other.ifindex == local.ifindex)
                 && let Err(error) = self.kernel.hooks.detach(local.ifindex)
@@ -205,6 +213,7 @@ impl Core {
 
     /// Hooks of interfaces that an earlier agent had and that belong to no pod any more.
     fn unhook_strays(&mut self) {
+        self.unhook_stray_groups();
         let attached = match self.kernel.hooks.attached() {
             Ok(attached) => attached,
             Err(error) => return self.fail(format!("list the hooks: {}", chain(&error))),

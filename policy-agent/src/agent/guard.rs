@@ -105,7 +105,7 @@ pub(super) fn addresses(link: &HostLink) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::placement::{NetnsLinks, place};
+    use crate::agent::placement::{FoundGroups, NetnsLinks, place};
     use policy_engine::model::{Labels, Phase, Policy, Selector};
     use policy_engine::world::Delta;
 
@@ -168,7 +168,7 @@ mod tests {
 
         fn look(&mut self, links: &[HostLink], first: bool, after: u64) -> Vec<u32> {
             let interfaces = interfaces(links);
-            let places = place(&self.world, &interfaces, &NetnsLinks::new());
+            let places = place(&self.world, &interfaces, &NetnsLinks::new(), &FoundGroups::new());
             let now = self.start + Duration::from_secs(after);
             let guarded = self.guards.update(&self.world, &interfaces, &places, first, now);
             guarded.into_iter().map(|link| link.ifindex).collect()

@@ -1,11 +1,13 @@
 //! The running agent as the local API sees it.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use policy_common::abi::Direction;
 use policy_common::reason::Reason;
+use policy_engine::address::is_identity;
 use policy_engine::model::{ObjectKey, Policy, Requirement, Selector};
 use policy_engine::world::World;
 use tokio::sync::oneshot;
@@ -17,6 +19,7 @@ use super::tags::TagsView;
 use super::view::{EndpointView, Published, State, View, refusal_text};
 use super::writer::{Input, Inputs, Waited, Waiter};
 use crate::api::{AgentView, Verifying, Waiting};
+use crate::cgroup::Hierarchy;
 use crate::datapath::Mechanism;
 use crate::proto::agent::{self as proto, EndpointState};
 use crate::source::objects::policy_of;
@@ -38,6 +41,8 @@ pub(super) struct Handle {
     pub kernel: Arc<Kernel>,
     /// The writer.
     pub inputs: Inputs,
+    /// Where control groups are said to be.
+    pub cgroup_root: Option<PathBuf>,
 }
 
 impl AgentView for Handle {
@@ -177,6 +182,7 @@ impl Handle {
         let detail = if tcx { "" } else { "clsact filters at priority 1 are used" };
         let mut features =
             vec![proto::Feature { name: "tcx".to_owned(), available: tcx, detail: detail.to_owned() }];
+        features.push(self.cgroups());
         for (program, instructions) in &self.kernel.report.verified {
             let detail = format!("{instructions} instructions walked by the verifier");
             features.push(proto::Feature { name: format!("program {program}"), available: true, detail });
@@ -184,18 +190,39 @@ impl Handle {
         features
     }
 
+    fn cgroups(&self) -> proto::Feature {
+        let (available, detail) = match Hierarchy::find(self.cgroup_root.as_deref()) {
+            Ok(hierarchy) if hierarchy.is_hybrid() => {
+                (true, format!("at {}, beside version 1", hierarchy.root().display()))
+            }
+            Ok(hierarchy) => (true, format!("at {}", hierarchy.root().display())),
+            Err(why) => (
+                false,
+                format!("{why}: workloads that are control groups are not enforced (hint: {})", why.hint()),
+            ),
+        };
+        proto::Feature { name: "cgroup v2".to_owned(), available, detail }
+    }
+
     fn endpoint(&self, view: &EndpointView) -> proto::Endpoint {
         let totals = (view.slot != 0).then(|| self.kernel.read().endpoint_totals(view.slot).ok()).flatten();
         let keys = |keys: &[policy_engine::model::ObjectKey]| keys.iter().map(ToString::to_string).collect();
         let hooks = match (view.state, self.kernel.hooks.mechanism()) {
             (State::Unenforced, _) => "",
+            (State::Enforced | State::Pending | State::Stale, _) if view.pod.group().is_some() => "cgroup",
             (State::Enforced | State::Pending | State::Stale, Mechanism::Tcx) => "tcx",
             (State::Enforced | State::Pending | State::Stale, Mechanism::Clsact) => "clsact",
         };
         proto::Endpoint {
             namespace: view.pod.key.namespace.to_string(),
             pod: view.pod.key.name.to_string(),
-            addresses: view.pod.addresses.iter().map(ToString::to_string).collect(),
+            addresses: view
+                .pod
+                .addresses
+                .iter()
+                .filter(|ip| !is_identity(ip))
+                .map(ToString::to_string)
+                .collect(),
             state: state(view.state).into(),
             detail: view.detail.clone(),
             interface: view.interface.clone(),

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::datapath::{self, Executor, Hooks, LoadReport, Trial, TrialMaker};
+use crate::datapath::{self, Executor, Groups, Hooks, LoadReport, Trial, TrialMaker};
 
 /// Maps and hooks. Only the writer takes the lock for writing; counters are read beside it.
 #[derive(Debug)]
@@ -10,6 +10,8 @@ pub struct Kernel {
     executor: RwLock<Executor>,
     /// Attached programs.
     pub hooks: Hooks,
+    /// Programs attached to control groups.
+    pub groups: Groups,
     /// What loading found.
     pub report: LoadReport,
     maker: TrialMaker,
@@ -19,8 +21,14 @@ pub struct Kernel {
 impl Kernel {
     /// Shares a loaded datapath.
     #[must_use]
-    pub fn new(executor: Executor, hooks: Hooks, report: LoadReport, maker: TrialMaker) -> Self {
-        Self { executor: RwLock::new(executor), hooks, report, maker, trial: Mutex::default() }
+    pub fn new(
+        executor: Executor,
+        hooks: Hooks,
+        groups: Groups,
+        report: LoadReport,
+        maker: TrialMaker,
+    ) -> Self {
+        Self { executor: RwLock::new(executor), hooks, groups, report, maker, trial: Mutex::default() }
     }
 
     /// For everything that reads, or writes what is not part of a plan.

@@ -27,6 +27,7 @@ mod table;
 mod tags;
 mod told;
 mod view;
+mod workloads;
 mod writer;
 
 pub use self::check::{Checked, Drift};

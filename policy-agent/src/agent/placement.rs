@@ -3,19 +3,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use policy_engine::model::{InterfaceHint, ObjectKey, Pod};
+use policy_engine::model::{GroupHint, InterfaceHint, ObjectKey, Pod};
 use policy_engine::world::World;
 
+use crate::cgroup::Group;
 use crate::netlink::{HostLink, Interfaces};
 
 /// Links whose other end is in a network namespace, by the path that an annotation gives; else why not.
 pub(super) type NetnsLinks = BTreeMap<String, Result<Vec<HostLink>, String>>;
+
+/// Control groups that annotations name; else why they are not there.
+pub(super) type FoundGroups = BTreeMap<GroupHint, Result<Group, String>>;
 
 /// Where a pod's packets can be judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// At this interface.
     At(HostLink),
+    /// At the sockets of this control group.
+    Group(Group),
     /// Nowhere: why not.
     Nowhere(String),
 }
@@ -26,7 +32,7 @@ impl Place {
     pub(super) fn ifindex(&self) -> Option<u32> {
         match self {
             Self::At(link) => Some(link.ifindex),
-            Self::Nowhere(_) => None,
+            Self::Group(_) | Self::Nowhere(_) => None,
         }
     }
 }
@@ -36,9 +42,15 @@ impl Place {
 pub(super) fn netns_paths(world: &World) -> BTreeSet<String> {
     let hints = world.local_pods().filter_map(|pod| match &pod.interface {
         Some(InterfaceHint::Netns(path)) => Some(path.clone()),
-        Some(InterfaceHint::Name(_)) | None => None,
+        Some(InterfaceHint::Name(_) | InterfaceHint::Group(_)) | None => None,
     });
     hints.collect()
+}
+
+/// Control groups that local pods name.
+#[must_use]
+pub(super) fn group_hints(world: &World) -> BTreeSet<GroupHint> {
+    world.local_pods().filter_map(|pod| pod.group().cloned()).collect()
 }
 
 /// The place of every local pod that policy may select.
@@ -47,12 +59,31 @@ pub(super) fn place(
     world: &World,
     interfaces: &Interfaces,
     netns: &NetnsLinks,
+    groups: &FoundGroups,
 ) -> BTreeMap<ObjectKey, Place> {
     let mut places = BTreeMap::new();
     let mut taken: BTreeMap<u32, ObjectKey> = BTreeMap::new();
     // Pods that say where they are go first: nobody takes their interface from them.
     let (told, found): (Vec<_>, Vec<_>) = world.local_pods().partition(|pod| pod.interface.is_some());
+    let mut grouped: BTreeMap<u64, ObjectKey> = BTreeMap::new();
     for pod in told.into_iter().chain(found) {
+        if let Some(hint) = pod.group() {
+            let place = match groups.get(hint) {
+                Some(Ok(group)) => match grouped.get(&group.id) {
+                    Some(other) => {
+                        Place::Nowhere(format!("control group {} is that of pod {other}", group.path))
+                    }
+                    None => {
+                        grouped.insert(group.id, pod.key.clone());
+                        Place::Group(group.clone())
+                    }
+                },
+                Some(Err(reason)) => Place::Nowhere(reason.clone()),
+                None => Place::Nowhere("its control group was not looked for yet".to_owned()),
+            };
+            places.insert(pod.key.clone(), place);
+            continue;
+        }
         let place = match candidate(pod, world, interfaces, netns) {
             Ok(link) => match taken.get(&link.ifindex) {
                 Some(other) => Place::Nowhere(format!("interface {} is that of pod {other}", link.name)),
@@ -105,6 +136,7 @@ fn candidate(
             Some(Err(reason)) => Err(format!("network namespace {path}: {reason}")),
             None => Err(format!("network namespace {path} was not looked at yet")),
         },
+        Some(InterfaceHint::Group(_)) => Err("its sockets are judged, at no interface".to_owned()),
         None => by_address(pod, world, interfaces),
     }
 }
@@ -220,9 +252,10 @@ mod tests {
         pods.iter().for_each(|pod| assert!(world.apply(Delta::Pod(pod.clone()))));
         let told = |place| match place {
             Place::At(link) => link.name,
+            Place::Group(group) => group.path,
             Place::Nowhere(reason) => reason,
         };
-        place(&world, &interfaces(links), netns).into_values().map(told).collect()
+        place(&world, &interfaces(links), netns, &FoundGroups::new()).into_values().map(told).collect()
     }
 
     #[test]
@@ -232,7 +265,7 @@ mod tests {
         world.apply(Delta::Pod(pod("other", &["10.0.0.2"])));
         let all = interfaces(&[link(5, &["10.0.0.1"]), link(6, &["10.0.0.2"])]);
         let kept = |has: Option<u32>| {
-            let mut places = place(&world, &all, &NetnsLinks::new());
+            let mut places = place(&world, &all, &NetnsLinks::new(), &FoundGroups::new());
             keep_from_ending(&mut places, &world, |_| has);
             places.values().map(Place::ifindex).collect::<Vec<_>>()
         };

@@ -19,9 +19,11 @@ use super::origin::Origin;
 use super::settings;
 use super::spares::Spares;
 use super::view::Published;
+use super::workloads::Workloads;
 use super::writer::{Input, Inputs, Waiter, Writer};
 use crate::api::{Socket, serve};
-use crate::cli::{Exit, Failure, RunArgs, UnknownPods};
+use crate::cgroup::Watch;
+use crate::cli::{Exit, Failure, Loopback, RunArgs, UnknownPods};
 use crate::datapath::{self, Datapath, EventRing, OBJECT};
 use crate::events::{Bus, Enricher, History, Views};
 use crate::metrics::{self, Metrics};
@@ -65,14 +67,14 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
     let ground = ground(args).await?;
     let node = ground.node.clone();
     tracing::info!(node, kernel = ground.release, version = env!("CARGO_PKG_VERSION"), "starting");
-    let Datapath { executor, hooks, ring, report, trial } =
+    let Datapath { executor, hooks, groups, ring, report, trial } =
         datapath::load(&settings::datapath(args), OBJECT)?;
     tracing::info!(
         adopted = report.adopted.len(),
         created = report.created.len(),
         "kernel programs verified"
     );
-    let kernel = Arc::new(Kernel::new(executor, hooks, report, trial));
+    let kernel = Arc::new(Kernel::new(executor, hooks, groups, report, trial));
     let switches = kernel.read().meta(meta_words::FLAGS)?;
     kernel.read().set_meta(meta_words::FLAGS, settings::flags(args, switches))?;
     let (inputs, inbox) = channel();
@@ -93,6 +95,7 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
         discovery: ground.discovery,
         store: ground.store,
         bits: settings::endpoint_bits(args),
+        workloads: workloads(args, &inputs),
         guarding: args.unknown_pods == UnknownPods::Hold,
         self_check: args.self_check.0,
         node: node.clone(),
@@ -113,6 +116,7 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
         published: published.clone(),
         kernel: kernel.clone(),
         inputs: inputs.clone(),
+        cgroup_root: args.cgroup_root.clone(),
     });
     if let Some(listener) = ground.listener {
         let metrics = Arc::new(Metrics::new(kernel, published, bus.clone(), notices));
@@ -187,6 +191,15 @@ async fn ground(args: &RunArgs) -> Result<Ground, Failure> {
     let saved = saved.unwrap_or_default();
     let release = facts.kernel;
     Ok(Ground { origin, node, release, store, saved, _lock: lock, socket, listener, events, discovery })
+}
+
+fn workloads(args: &RunArgs, inputs: &Inputs) -> Workloads {
+    let changed = inputs.clone();
+    let watch = Watch::start(move || changed.send(Input::Network).is_ok());
+    if let Err(error) = &watch {
+        tracing::warn!("control groups are looked at every few seconds only: {error}");
+    }
+    Workloads::new(args.cgroup_root.clone(), args.loopback == Loopback::Judge, watch.ok())
 }
 
 /// Each event means "look again"; several at once are one look.

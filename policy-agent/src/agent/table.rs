@@ -1,18 +1,23 @@
 //! Local endpoints: which slot and id each has, and what changes when pods or interfaces do.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use policy_common::abi::limits;
+use policy_engine::address::is_identity;
 use policy_engine::desired;
 use policy_engine::model::{ObjectKey, Pod};
 use policy_engine::world::World;
 
 use super::guard;
 use super::placement::Place;
+use crate::cgroup::Group;
 use crate::datapath::LiveEndpoint;
 use crate::netlink::HostLink;
+
+/// Local addresses of a control group that are told apart, of each family: the table of all endpoints holds 4,096.
+const GROUP_ADDRESSES: usize = 32;
 
 /// A pod that has a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,8 +34,10 @@ pub(super) struct Local {
     pub addresses: Vec<IpAddr>,
     /// Host's end of its interface.
     pub ifindex: u32,
-    /// Name of it.
+    /// Name of it; of a control group its path.
     pub interface: String,
+    /// The control group in place of an interface.
+    pub group: Option<Group>,
     /// Both programs are in place.
     pub hooked: bool,
     /// Why they are not.
@@ -138,9 +145,26 @@ impl Table {
     ) -> Changes {
         let mut changes = Changes::default();
         let mut kept = BTreeSet::new();
-        let mut missing = Vec::new();
+        let (mut missing, mut groups) = (Vec::new(), Vec::new());
         for (key, place) in places {
-            let (Place::At(link), Some(pod)) = (place, world.pods.get(key)) else { continue };
+            let Some(pod) = world.pods.get(key) else { continue };
+            let link = match place {
+                Place::At(link) => link,
+                Place::Group(group) => {
+                    let addresses = group_addresses(pod, world);
+                    match self.recognise_group(pod, group, &kept) {
+                        Some(slot) => {
+                            kept.insert(slot);
+                            if self.refresh_group(slot, pod, group, addresses) {
+                                changes.readdressed.push(slot);
+                            }
+                        }
+                        None => groups.push((pod.clone(), group.clone(), addresses)),
+                    }
+                    continue;
+                }
+                Place::Nowhere(_) => continue,
+            };
             match self.recognise(pod, link, &kept) {
                 Some(slot) => {
                     kept.insert(slot);
@@ -162,6 +186,12 @@ impl Table {
         for slot in gone {
             self.retiring.insert(slot);
             changes.removed.extend(self.endpoints.remove(&slot));
+        }
+        for (pod, group, addresses) in groups {
+            match self.create_group(&pod, group, addresses) {
+                Some(slot) => changes.created.push(slot),
+                None => drop(changes.crowded.insert(pod.key.clone())),
+            }
         }
         for (pod, link) in missing {
             match self.create(&pod, &link) {
@@ -210,6 +240,41 @@ impl Table {
         Some(slot)
     }
 
+    fn recognise_group(&self, pod: &Pod, group: &Group, kept: &BTreeSet<u16>) -> Option<u16> {
+        let same = |local: &&Local| {
+            local.group.as_ref().is_some_and(|there| there.id == group.id)
+                && !kept.contains(&local.slot)
+                && local.pod.as_ref().is_none_or(|there| *there == pod.key && local.uid == pod.uid)
+        };
+        self.endpoints.values().find(same).map(|local| local.slot)
+    }
+
+    /// True when addresses changed.
+    fn refresh_group(&mut self, slot: u16, pod: &Pod, group: &Group, addresses: Vec<IpAddr>) -> bool {
+        let Some(local) = self.endpoints.get_mut(&slot) else { return false };
+        local.pod = Some(pod.key.clone());
+        local.uid = pod.uid.clone();
+        local.interface.clone_from(&group.path);
+        local.group = Some(group.clone());
+        let changed = local.addresses != addresses;
+        local.addresses = addresses;
+        changed
+    }
+
+    fn create_group(&mut self, pod: &Pod, group: Group, addresses: Vec<IpAddr>) -> Option<u16> {
+        // Whatever ran in it before its first hook may have open connections.
+        let unprotected = if group.populated { u64::MAX } else { 0 };
+        let slot = self.put(addresses)?;
+        if let Some(local) = self.endpoints.get_mut(&slot) {
+            local.pod = Some(pod.key.clone());
+            local.uid = pod.uid.clone();
+            local.interface.clone_from(&group.path);
+            local.unprotected = unprotected;
+            local.group = Some(group);
+        }
+        Some(slot)
+    }
+
     fn guard(&mut self, link: &HostLink) -> Option<u16> {
         self.place(link, guard::addresses(link))
     }
@@ -223,6 +288,16 @@ impl Table {
     }
 
     fn place(&mut self, link: &HostLink, addresses: Vec<IpAddr>) -> Option<u16> {
+        let slot = self.put(addresses)?;
+        if let Some(local) = self.endpoints.get_mut(&slot) {
+            local.ifindex = link.ifindex;
+            local.interface.clone_from(&link.name);
+            local.unprotected = link.packets;
+        }
+        Some(slot)
+    }
+
+    fn put(&mut self, addresses: Vec<IpAddr>) -> Option<u16> {
         let slot = self.free().next()?;
         let id = self.next_id;
         self.next_id = self.next_id.checked_add(1)?;
@@ -232,11 +307,12 @@ impl Table {
             pod: None,
             uid: "".into(),
             addresses,
-            ifindex: link.ifindex,
-            interface: link.name.clone(),
+            ifindex: 0,
+            interface: String::new(),
+            group: None,
             hooked: false,
             failure: None,
-            unprotected: link.packets,
+            unprotected: 0,
             before_us: Vec::new(),
             behind_us: Vec::new(),
         };
@@ -262,12 +338,31 @@ fn adopted(live: &LiveEndpoint) -> Local {
         addresses: live.addresses.clone(),
         ifindex: live.ifindex,
         interface: String::new(),
+        group: live.group.map(|id| Group { id, ..Group::default() }),
         hooked: false,
         failure: None,
         unprotected: 0,
         before_us: Vec::new(),
         behind_us: Vec::new(),
     }
+}
+
+/// Local addresses of a group's sockets, as the keys of its flows tell them apart: those that it is given, then the
+/// host's own; of each family at least the loopback address.
+fn group_addresses(pod: &Pod, world: &World) -> Vec<IpAddr> {
+    let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+    let own = pod.addresses.iter().filter(|ip| !is_identity(ip));
+    let host = world.host_addresses.iter().filter(|ip| !ip.is_loopback());
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for ip in own.chain(host).chain(&loopback) {
+        // More than a key can tell apart share one number: their flows are told apart by ports alone.
+        let many =
+            addresses.iter().filter(|other| other.is_ipv4() == ip.is_ipv4()).count() >= GROUP_ADDRESSES;
+        if !addresses.contains(ip) && (!many || ip.is_loopback()) {
+            addresses.push(*ip);
+        }
+    }
+    addresses
 }
 
 /// The first address of each family: flows in the kernel count on them.
@@ -349,6 +444,7 @@ mod tests {
             slot,
             id,
             ifindex,
+            group: None,
             addresses: vec![address.parse().unwrap()],
             config: 0,
             generation: 0,

@@ -301,6 +301,9 @@ impl Core {
             view.detail = match self.places.get(&pod.key) {
                 Some(Place::Nowhere(reason)) => reason.clone(),
                 Some(Place::At(link)) => format!("no endpoint could be made for interface {}", link.name),
+                Some(Place::Group(group)) => {
+                    format!("no endpoint could be made for control group {}", group.path)
+                }
                 None => "not looked for yet".to_owned(),
             };
             return view;
@@ -311,11 +314,12 @@ impl Core {
         view.unprotected = local.unprotected > CHATTER;
         view.ingress = self.isolated_by(view.word.row(Direction::Ingress));
         view.egress = self.isolated_by(view.word.row(Direction::Egress));
+        let what = if local.group.is_some() { "control group" } else { "interface" };
         let closed = view.word.ingress_row == ROW_CLOSED || view.word.egress_row == ROW_CLOSED;
         (view.state, view.detail) = if let Some(failure) = &local.failure {
-            (State::Unenforced, format!("interface {} is not hooked: {failure}", local.interface))
+            (State::Unenforced, format!("{what} {} is not hooked: {failure}", local.interface))
         } else if !local.hooked {
-            (State::Unenforced, format!("interface {} is not hooked yet", local.interface))
+            (State::Unenforced, format!("{what} {} is not hooked yet", local.interface))
         } else if let Some(refusal) = self.refused.iter().find(|r| r.namespace == pod.key.namespace) {
             (State::Stale, refusal_text(refusal))
         } else if closed {

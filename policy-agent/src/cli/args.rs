@@ -177,6 +177,13 @@ pub struct RunArgs {
     /// Where what an isolated pod sends to a Service is judged.
     #[arg(long, value_enum, value_name = "HOW", env = "POLICY_AGENT_SERVICES", default_value = "tag")]
     pub services: ServicesArg,
+    /// Where the host's cgroup v2 hierarchy is mounted, for workloads that are control groups. Default: as
+    /// /proc/self/mountinfo says.
+    #[arg(long, value_name = "DIR", env = "POLICY_AGENT_CGROUP_ROOT")]
+    pub cgroup_root: Option<PathBuf>,
+    /// What the sockets of control groups say to each other between loopback addresses.
+    #[arg(long, value_enum, value_name = "WHAT", env = "POLICY_AGENT_LOOPBACK", default_value = "exempt")]
+    pub loopback: Loopback,
     /// Make an event of every new flow that is allowed, not only of drops.
     #[arg(long, env = "POLICY_AGENT_VERDICTS")]
     pub verdicts: bool,
@@ -254,6 +261,15 @@ impl ServicesArg {
             Self::Auto => "auto",
         }
     }
+}
+
+/// Values of `--loopback`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Loopback {
+    /// It passes.
+    Exempt,
+    /// It is judged like everything else.
+    Judge,
 }
 
 /// Values of `--log-format`.

@@ -19,7 +19,7 @@ pub(super) fn cleanup(paths: &Paths) -> Result<(), Failure> {
     let store = Store::open(&paths.state_dir).map_err(|e| at(&paths.state_dir, &e))?;
     let lock = Lock::take(&paths.state_dir)?;
     let pins = Pins::new(&paths.bpffs);
-    let unhooked = if paths.bpffs.exists() { remove_all(&pins)? } else { 0 };
+    let (unhooked, groups) = if paths.bpffs.exists() { remove_all(&pins)? } else { (0, 0) };
     // A socket that somebody answers on belongs to an agent elsewhere.
     if matches!(UnixStream::connect(&paths.socket), Err(e) if e.kind() == io::ErrorKind::ConnectionRefused) {
         fs::remove_file(&paths.socket).map_err(|e| at(&paths.socket, &e))?;
@@ -27,7 +27,12 @@ pub(super) fn cleanup(paths: &Paths) -> Result<(), Failure> {
     store.remove().map_err(|e| at(&paths.state_dir, &e))?;
     drop(lock);
     let of = if unhooked == 1 { "interface" } else { "interfaces" };
-    println!("removed: hooks of {unhooked} {of}, maps, state");
+    let and = match groups {
+        0 => String::new(),
+        1 => " and 1 control group".to_owned(),
+        several => format!(" and {several} control groups"),
+    };
+    println!("removed: hooks of {unhooked} {of}{and}, maps, state");
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 pub use args::{
-    AttachArg, Cli, CniCommand, CniDirs, CniFailure, CniInstall, Command, ExistingFlows, LogFormat,
+    AttachArg, Cli, CniCommand, CniDirs, CniFailure, CniInstall, Command, ExistingFlows, LogFormat, Loopback,
     MasqueradedIngress, Paths, RunArgs, ServicesArg, UnknownPods,
 };
 pub use exit::{Exit, Failure, chain};

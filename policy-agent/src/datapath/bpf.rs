@@ -194,6 +194,44 @@ pub fn attach_tcx(
     bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr).map(owned)
 }
 
+/// A link to a control group as the kernel describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupLink {
+    /// Id of the group; 0 once it is gone.
+    pub group: u64,
+    /// The side.
+    pub attach_type: u32,
+    /// The program.
+    pub program: u32,
+}
+
+/// Facts about a link; `None` when it is not one to a control group.
+pub fn group_link(fd: BorrowedFd<'_>) -> io::Result<Option<GroupLink>> {
+    let info: bpf_link_info = info(fd)?;
+    if info.type_ != bpf_link_type::BPF_LINK_TYPE_CGROUP as u32 {
+        return Ok(None);
+    }
+    // SAFETY: the kernel filled the part for control groups, as the type says.
+    let group = unsafe { info.__bindgen_anon_1.cgroup };
+    let (attach_type, program) = (group.attach_type, info.prog_id);
+    Ok(Some(GroupLink { group: group.cgroup_id, attach_type, program }))
+}
+
+/// Attaches a program to a control group, beside those of others: a link always does.
+pub fn attach_group(
+    program: BorrowedFd<'_>,
+    group: BorrowedFd<'_>,
+    attach_type: bpf_attach_type,
+) -> io::Result<OwnedFd> {
+    let mut attr = attr();
+    // SAFETY: all parts of the union are plain integers.
+    let link = unsafe { &mut attr.link_create };
+    link.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
+    link.__bindgen_anon_2.target_fd = group.as_raw_fd() as u32;
+    link.attach_type = attach_type as u32;
+    bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr).map(owned)
+}
+
 /// Replaces the program of a link, in place and without a gap.
 pub fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = attr();

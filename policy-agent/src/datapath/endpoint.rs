@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use policy_common::abi::{
-    ANY_SLOT, EndpointWord, LocalKey, ROW_CLOSED, TICK_SHIFT, address_words, endpoint_words, limits,
-    meta_words,
+    ANY_SLOT, EndpointWord, LocalKey, ROW_CLOSED, TICK_SHIFT, address_words, endpoint_config, endpoint_words,
+    limits, meta_words,
 };
 
 use super::error::{Error, Result};
@@ -31,7 +31,7 @@ pub struct Endpoint {
     pub slot: u16,
     /// Id, never 0 and never used before: events carry it.
     pub id: u32,
-    /// Host's end of its interface.
+    /// Host's end of its interface; 0 for a control group.
     pub ifindex: u32,
     /// All of its addresses; a source that is not among them is forged. The first of each family that is not link-local
     /// is its main one.
@@ -49,8 +49,10 @@ pub struct LiveEndpoint {
     pub slot: u16,
     /// Id.
     pub id: u32,
-    /// Interface.
+    /// Interface; 0 for a control group.
     pub ifindex: u32,
+    /// Id of the control group.
+    pub group: Option<u64>,
     /// Addresses, the main ones first.
     pub addresses: Vec<IpAddr>,
     /// Configuration bits.
@@ -87,7 +89,9 @@ impl Executor {
     pub fn create_endpoint(&self, endpoint: &Endpoint) -> Result<()> {
         let slot = endpoint.slot;
         let wrong = |problem: String| Err(Error::Endpoint { slot, problem });
-        if slot == 0 || u32::from(slot) >= limits::ENDPOINTS || endpoint.id == 0 || endpoint.ifindex == 0 {
+        let sockets = endpoint.config & endpoint_config::SOCKETS != 0;
+        let nowhere = endpoint.ifindex == 0 && !sockets;
+        if slot == 0 || u32::from(slot) >= limits::ENDPOINTS || endpoint.id == 0 || nowhere {
             return wrong("slot, id and interface must not be 0".to_owned());
         }
         let before = self.ep.load(u32::from(slot), endpoint_words::IDENTITY)?;
@@ -109,7 +113,12 @@ impl Executor {
         let missing4 = (!there.four).then_some(MapId::Flows4);
         let missing6 = six.filter(|_| !there.six).map(|_| MapId::Flows6);
         self.install_flows(slot, [missing4, missing6].into_iter().flatten())?;
-        self.write_addresses(slot, &endpoint.addresses, four, six)?;
+        self.write_addresses(
+            slot,
+            &endpoint.addresses,
+            (four, six),
+            endpoint.config & endpoint_config::SOCKETS != 0,
+        )?;
         self.store_ep(u32::from(slot), endpoint_words::KEEP, 0)?;
         self.store_ep(u32::from(slot), endpoint_words::INTERFACE, u64::from(endpoint.ifindex))?;
         self.set_pickup(slot, endpoint.pickup)?;
@@ -131,15 +140,17 @@ impl Executor {
         let changed6 = six.is_some_and(|ip| ip != before.1);
         let families = [changed4.then_some(MapId::Flows4), changed6.then_some(MapId::Flows6)];
         self.install_flows(slot, families.into_iter().flatten())?;
-        self.write_addresses(slot, addresses, four, six)
+        let config = self.ep.load(u32::from(slot), endpoint_words::IDENTITY)? >> 32;
+        let sockets = config & u64::from(endpoint_config::SOCKETS) != 0;
+        self.write_addresses(slot, addresses, (four, six), sockets)
     }
 
     fn write_addresses(
         &self,
         slot: u16,
         addresses: &[IpAddr],
-        four: Option<Ipv4Addr>,
-        six: Option<Ipv6Addr>,
+        (four, six): (Option<Ipv4Addr>, Option<Ipv6Addr>),
+        sockets: bool,
     ) -> Result<()> {
         let main = [four.map(IpAddr::V4), six.map(IpAddr::V6)];
         let further = addresses.iter().filter(|ip| !main.contains(&Some(**ip)));
@@ -161,6 +172,8 @@ impl Executor {
             self.store_local(&key, Some(index))?;
             there.push((key, index));
         }
+        // The addresses of sockets are the host's: nobody owns them.
+        let main = if sockets { [None, None] } else { main };
         self.write_owner(slot, &main.map(|ip| ip.map(|ip| local_key(ANY_SLOT, ip))))?;
         let slot = u32::from(slot);
         let (high, low) = six.map_or((0, 0), |ip| address_words(ip.octets()));
@@ -249,7 +262,7 @@ impl Executor {
     /// # Errors
     /// The kernel's answer.
     pub fn endpoints(&self) -> Result<Vec<LiveEndpoint>> {
-        let locals = self.all_locals()?;
+        let (locals, groups) = (self.all_locals()?, self.groups()?);
         let mut found = Vec::new();
         for slot in 0..limits::ENDPOINTS as u16 {
             let word = |index| self.ep.load(u32::from(slot), index);
@@ -266,6 +279,7 @@ impl Executor {
                 config: (identity >> 32) as u16,
                 generation: (identity >> 48) as u16,
                 ifindex: word(endpoint_words::INTERFACE)? as u32,
+                group: groups.iter().find(|(_, at)| at.slot == u32::from(slot)).map(|(id, _)| *id),
                 addresses: main.chain(further.map(|(key, _)| address_of(key))).collect(),
                 word: EndpointWord::unpack(word(endpoint_words::POLICY)?),
             });

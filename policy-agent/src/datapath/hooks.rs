@@ -8,7 +8,7 @@ use super::error::{Error, Result};
 use super::hook::{self, Hook};
 use super::load::{Program, Programs};
 use super::pins::Pins;
-use super::{clsact, tcx};
+use super::{clsact, groups, tcx};
 use crate::netlink::Tc;
 
 /// How to attach.
@@ -386,18 +386,19 @@ impl Hooks {
 /// Removes every trace of this and earlier agents from the calling thread's network namespace and from the pin
 /// directory: links, filters, qdiscs that an agent added, maps. Needs nothing but the pins and the filters' names.
 ///
-/// Hands back how many interfaces were unhooked.
+/// Hands back how many interfaces and how many control groups were unhooked.
 ///
 /// # Errors
 /// The kernel's answer; what was removed before stays removed.
-pub fn remove_all(pins: &Pins) -> Result<usize> {
+pub fn remove_all(pins: &Pins) -> Result<(usize, usize)> {
     let tc = Tc::open().map_err(Error::netlink("open a socket"))?;
     let all = attached(&tc, pins, &Hook::ALL)?;
     for ifindex in &all {
         detach(&tc, pins, *ifindex, &Hook::ALL)?;
     }
+    let groups = groups::detach_all(pins)?;
     pins.remove()?;
-    Ok(all.len())
+    Ok((all.len(), groups))
 }
 
 fn detach(tc: &Tc, pins: &Pins, ifindex: u32, hooks: &[Hook]) -> Result<()> {

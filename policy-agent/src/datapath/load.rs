@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use aya::EbpfLoader;
-use aya::programs::SchedClassifier;
+use aya::programs::{CgroupSkb, ProgramError, ProgramFd, SchedClassifier};
+use aya::{Ebpf, EbpfLoader};
 
 use super::bpf;
 use super::error::{Error, Result};
 use super::executor::Executor;
+use super::groups::{GROUP_IN_PROGRAM, GROUP_OUT_PROGRAM, GroupPrograms, Groups};
 use super::hook::Hook;
 use super::hooks::{Attach, Hooks};
 use super::map::Map;
@@ -116,6 +117,8 @@ pub struct Datapath {
     pub executor: Executor,
     /// Every attached program.
     pub hooks: Hooks,
+    /// Every program at a control group.
+    pub groups: Groups,
     /// Every event.
     pub ring: EventRing,
     /// What loading found.
@@ -136,6 +139,10 @@ pub fn load(config: &Config, object: &'static [u8]) -> Result<Datapath> {
     let spare_pins = pins.clone();
     let maps = Arc::new(MapFds::of(&executor)?);
     let trial = TrialMaker::new(&pins, &maps, &constants, object);
+    let (group_pins, group_maps, group_constants) = (pins.clone(), maps.clone(), constants.clone());
+    // Verified when the first control group is to be hooked: most nodes have none.
+    let of_groups = move || load_group_programs(&group_pins, &group_maps.all(), &group_constants, object);
+    let groups = Groups::new(pins.clone(), Box::new(of_groups));
     let again = move || load_programs(&spare_pins, &maps.all(), &constants, object);
     let programs = again()?;
     let named = [(IN_PROGRAM, Hook::In), (OUT_PROGRAM, Hook::Out), (EXIT_PROGRAM, Hook::Exit)];
@@ -143,7 +150,7 @@ pub fn load(config: &Config, object: &'static [u8]) -> Result<Datapath> {
         report.verified.extend(program.verified.map(|count| (name, count)));
     }
     let hooks = Hooks::new(pins, programs, Box::new(again), config.attach)?;
-    Ok(Datapath { executor, hooks, ring, report, trial })
+    Ok(Datapath { executor, hooks, groups, ring, report, trial })
 }
 
 /// Creates or adopts every map, without any program.
@@ -180,17 +187,58 @@ impl MapFds {
     }
 }
 
-/// Loads the object with these maps, in the order of [`MapId::ALL`]. The loader itself, which holds the kernel's type
-/// information, is dropped: descriptors of programs are all that is needed later, and each program holds its maps.
-///
-/// The loader opens maps by path, and makes new, empty ones where a path leads nowhere. So it gets paths of this
-/// moment, and never depends on what has become of the pins.
+/// Loads the programs of interfaces with these maps, in the order of [`MapId::ALL`].
 pub(super) fn load_programs(
     pins: &Pins,
     maps: &[BorrowedFd<'_>],
     constants: &BTreeMap<&'static str, u32>,
     object: &[u8],
 ) -> Result<Programs> {
+    let mut loaded = load_object(pins, maps, constants, object)?;
+    let mut take = |name: &'static str| {
+        let program: &mut SchedClassifier =
+            loaded.program_mut(name).and_then(|p| p.try_into().ok()).ok_or(Error::MissingProgram(name))?;
+        program.load().and_then(|()| program.fd()).map_err(refused(name)).and_then(|fd| own(fd, name))
+    };
+    Ok(Programs { pod_in: take(IN_PROGRAM)?, pod_out: take(OUT_PROGRAM)?, node_exit: take(EXIT_PROGRAM)? })
+}
+
+/// The same for control groups.
+fn load_group_programs(
+    pins: &Pins,
+    maps: &[BorrowedFd<'_>],
+    constants: &BTreeMap<&'static str, u32>,
+    object: &[u8],
+) -> Result<GroupPrograms> {
+    let mut loaded = load_object(pins, maps, constants, object)?;
+    let mut take = |name: &'static str| {
+        let program: &mut CgroupSkb =
+            loaded.program_mut(name).and_then(|p| p.try_into().ok()).ok_or(Error::MissingProgram(name))?;
+        program.load().and_then(|()| program.fd()).map_err(refused(name)).and_then(|fd| own(fd, name))
+    };
+    Ok(GroupPrograms { out: take(GROUP_OUT_PROGRAM)?, inward: take(GROUP_IN_PROGRAM)? })
+}
+
+fn refused(name: &'static str) -> impl Fn(ProgramError) -> Error {
+    move |source| Error::Program { name, source: Box::new(source) }
+}
+
+fn own(fd: &ProgramFd, name: &'static str) -> Result<Program> {
+    let fd = fd.as_fd().try_clone_to_owned();
+    Program::new(fd.map_err(|source| Error::Map { action: "duplicate program", map: name, source })?, name)
+}
+
+/// Opens the object with these maps. The loader, which holds the kernel's type information, is to be dropped soon:
+/// descriptors of programs are all that is needed later, and each program holds its maps.
+///
+/// The loader opens maps by path, and makes new, empty ones where a path leads nowhere. So it gets paths of this
+/// moment, and never depends on what has become of the pins.
+fn load_object(
+    pins: &Pins,
+    maps: &[BorrowedFd<'_>],
+    constants: &BTreeMap<&'static str, u32>,
+    object: &[u8],
+) -> Result<Ebpf> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let paths: Vec<_> = MapId::ALL.into_iter().map(|id| (id.spec().name, pins.passing(id, number))).collect();
@@ -198,16 +246,16 @@ pub(super) fn load_programs(
         remove_file(path)?;
         bpf::pin(*map, path).map_err(|e| Error::path("pin", path, e))
     });
-    let loaded = pinned.and_then(|()| load_object(&paths, constants, object));
+    let loaded = pinned.and_then(|()| open_object(&paths, constants, object));
     paths.iter().try_for_each(|(_, path)| remove_file(path))?;
     loaded
 }
 
-fn load_object(
+fn open_object(
     paths: &[(&str, PathBuf)],
     constants: &BTreeMap<&'static str, u32>,
     object: &[u8],
-) -> Result<Programs> {
+) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     for (name, path) in paths {
         loader.map_pin_path(name, path.as_path());
@@ -215,19 +263,7 @@ fn load_object(
     for (name, value) in constants {
         loader.override_global(name, value, true);
     }
-    let mut loaded = loader.load(object)?;
-    let mut take = |name: &'static str| {
-        let failed = |source| Error::Program { name, source: Box::new(source) };
-        let program: &mut SchedClassifier =
-            loaded.program_mut(name).and_then(|p| p.try_into().ok()).ok_or(Error::MissingProgram(name))?;
-        program.load().map_err(failed)?;
-        let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
-        Program::new(
-            fd.map_err(|source| Error::Map { action: "duplicate program", map: name, source })?,
-            name,
-        )
-    };
-    Ok(Programs { pod_in: take(IN_PROGRAM)?, pod_out: take(OUT_PROGRAM)?, node_exit: take(EXIT_PROGRAM)? })
+    Ok(loader.load(object)?)
 }
 
 /// Before Linux 5.11 maps are charged to this limit, which is 64 KiB by default. Where it can't be raised the

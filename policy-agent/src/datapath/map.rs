@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use aya_obj::generated::bpf_cmd;
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_PERCPU_ARRAY;
-use policy_common::abi::{Counter, EndpointStat, Flow, FlowKey4, FlowKey6, LocalKey};
+use policy_common::abi::{Cgroup, Counter, EndpointStat, Flow, FlowKey4, FlowKey6, LocalKey};
 
 use super::bpf;
 use super::error::{Error, Result};
@@ -31,6 +31,8 @@ unsafe impl Plain for u32 {}
 unsafe impl Plain for u64 {}
 // SAFETY: integers without padding; the size is asserted beside each type.
 unsafe impl Plain for LocalKey {}
+// SAFETY: as above.
+unsafe impl Plain for Cgroup {}
 // SAFETY: as above.
 unsafe impl Plain for FlowKey4 {}
 // SAFETY: as above.

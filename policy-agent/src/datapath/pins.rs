@@ -19,7 +19,8 @@ pub const DEFAULT_ROOT: &str = "/sys/fs/bpf/policy-agent";
 const PASSING: &str = "passing-";
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
-/// The pin directory: `maps/NAME@HASH`, `links/<ifindex>-in|out|exit`, `qdiscs/<ifindex>` (an empty directory for each
+/// The pin directory: `maps/NAME@HASH`, `links/<ifindex>-in|out|exit`,
+/// `links/group-<id>-in|out`, `qdiscs/<ifindex>` (an empty directory for each
 /// interface to which we added a clsact qdisc).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pins {
@@ -79,6 +80,19 @@ impl Pins {
             .filter_map(|name| name.split_once('-'))
             .filter(|(_, name)| hooks.iter().any(|hook| hook.name() == *name));
         Ok(ours.filter_map(|(number, _)| number.parse().ok()).collect())
+    }
+
+    /// Pin of a link to a control group. `side` = `in` or `out`.
+    #[must_use]
+    pub fn group_link(&self, id: u64, side: &str) -> PathBuf {
+        self.links().join(format!("group-{id}-{side}"))
+    }
+
+    /// Control groups with a pinned link.
+    pub fn linked_groups(&self) -> Result<BTreeSet<u64>> {
+        let names = names(&self.links())?;
+        let id = |name: &String| name.strip_prefix("group-")?.split('-').next()?.parse().ok();
+        Ok(names.iter().filter_map(id).collect())
     }
 
     /// Notes that the clsact qdisc of the interface is ours.

@@ -2,7 +2,7 @@
 
 use aya_obj::generated::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_map_type};
 use policy_common::abi::{
-    Counter, EndpointStat, Flow, FlowKey4, FlowKey6, Fragment, FragmentKey, LocalKey, RuleSet,
+    Cgroup, Counter, EndpointStat, Flow, FlowKey4, FlowKey6, Fragment, FragmentKey, LocalKey, RuleSet,
     endpoint_words, limits, meta_words,
 };
 
@@ -15,6 +15,7 @@ pub const FORMAT: u64 = 1;
 pub enum MapId {
     Iface,
     IfaceX,
+    Cgroups,
     Ep,
     Locals,
     Hosts4,
@@ -56,9 +57,10 @@ pub struct Spec {
 
 impl MapId {
     /// All maps, in the order in which they are created.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Iface,
         Self::IfaceX,
+        Self::Cgroups,
         Self::Ep,
         Self::Locals,
         Self::Hosts4,
@@ -92,6 +94,7 @@ impl MapId {
         let (name, kind, key, value, entries) = match self {
             Self::Iface => ("IFACE", ARRAY, 4, WORD, limits::INTERFACES),
             Self::IfaceX => ("IFACE_X", HASH, 4, WORD, limits::INTERFACES_EXTRA),
+            Self::Cgroups => ("CGROUPS", HASH, 8, size_of::<Cgroup>() as u32, limits::CGROUPS),
             Self::Ep => ("EP", ARRAY, 4, endpoint_words::COUNT * WORD, limits::ENDPOINTS),
             Self::Locals => ("LOCALS", HASH, size_of::<LocalKey>() as u32, 4, limits::LOCALS),
             Self::Hosts4 => ("HOSTS4", HASH, 4, 4, limits::HOSTS),
@@ -120,6 +123,8 @@ impl MapId {
         let flags = match kind {
             ARRAY => BPF_F_MMAPABLE,
             TRIE => BPF_F_NO_PREALLOC,
+            // An element that is replaced keeps its value as long as a program may look at it.
+            HASH if matches!(self, Self::Cgroups) => BPF_F_NO_PREALLOC,
             _ => 0,
         };
         Spec { name, kind, key, value, entries, flags, revision: 1 }
@@ -133,6 +138,7 @@ impl MapId {
             Self::Flows6 => ("flows6", size_of::<FlowKey6>() as u32),
             Self::Iface
             | Self::IfaceX
+            | Self::Cgroups
             | Self::Ep
             | Self::Locals
             | Self::Hosts4
@@ -178,6 +184,7 @@ impl MapId {
         match self {
             Self::Iface
             | Self::IfaceX
+            | Self::Cgroups
             | Self::Ep
             | Self::Locals
             | Self::Hosts4

@@ -100,6 +100,7 @@ fn is_own(map: MapId) -> bool {
     match map {
         MapId::Iface
         | MapId::IfaceX
+        | MapId::Cgroups
         | MapId::Ep
         | MapId::Locals
         | MapId::Flows4

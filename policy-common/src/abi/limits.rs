@@ -36,3 +36,5 @@ pub const EVENT_RING: u32 = 1 << 20;
 pub const INTERFACES: u32 = 65_536;
 /// Entries of the hash for interface indexes that collide in the array.
 pub const INTERFACES_EXTRA: u32 = 1_024;
+/// Control groups that are endpoints.
+pub const CGROUPS: u32 = 1_024;

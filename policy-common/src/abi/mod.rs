@@ -3,9 +3,11 @@
 //! All integers are in host order except addresses and ports inside packets (network order). Every type is `repr(C)`
 //! without padding; its size is asserted at the bottom of this file.
 
+mod cgroup;
 mod flows;
 pub mod limits;
 
+pub use cgroup::{CGROUP_LEVELS, Cgroup};
 pub use flows::{
     ANY_SLOT, EXIT_SIDE, Flow, FlowKey4, FlowKey6, Fragment, FragmentKey, LocalKey, path, ports,
 };
@@ -116,6 +118,10 @@ pub mod endpoint_config {
     pub const KEEP: u16 = 8;
     /// Traffic masqueraded by the own node is allowed like the node's own.
     pub const MASQUERADED_ALLOW: u16 = 16;
+    /// The endpoint is a control group: its sockets are judged, at no interface.
+    pub const SOCKETS: u16 = 32;
+    /// Packets between loopback addresses are judged too (of a control group).
+    pub const JUDGE_LOOPBACK: u16 = 64;
 }
 
 /// The word of a host or prefix slot.
@@ -412,6 +418,8 @@ pub mod meta_words {
     pub const HZ: u32 = 3;
     /// Bits of [`super::meta_flags`].
     pub const FLAGS: u32 = 4;
+    /// Level of the deepest control group that is an endpoint; the root has level 0.
+    pub const CGROUP_LEVEL: u32 = 5;
     /// Number of words.
     pub const COUNT: u32 = 8;
 }
@@ -425,6 +433,7 @@ pub mod meta_flags {
 }
 
 const _: () = {
+    assert!(size_of::<Cgroup>() == 24);
     assert!(size_of::<RuleSet>() == 24);
     assert!(size_of::<LocalKey>() == 24);
     assert!(size_of::<FlowKey4>() == 12);

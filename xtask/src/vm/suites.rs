@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use crate::{build, command};
 
 /// The integration tests of `policy-tests` that need only a kernel: no programs, no files, no other machine.
-const SUITES: &[&str] = &["kernel", "progrun", "exitrun", "datapath", "hooks", "discovery"];
+const SUITES: &[&str] = &["kernel", "progrun", "exitrun", "datapath", "hooks", "discovery", "sockets"];
 
 /// The programs of a VM.
 pub(super) struct Programs {

@@ -5,11 +5,14 @@ use std::net::IpAddr;
 use super::at::At;
 use super::cluster::push_new;
 use super::{Meta, block, label, port};
-use crate::model::{ContainerPort, InterfaceHint, Phase, Pod, Protocol};
+use crate::address::{identity, is_identity};
+use crate::model::{ContainerPort, GroupHint, InterfaceHint, Phase, Pod, Protocol};
 use crate::world::Delta;
 
 const INTERFACE: &str = "policy-agent.io/interface";
 const NETNS: &str = "policy-agent.io/netns";
+const CGROUP: &str = "policy-agent.io/cgroup";
+const UNIT: &str = "policy-agent.io/unit";
 
 /// Reads a pod.
 pub(super) fn pod(root: &At<'_>, meta: &Meta<'_>) -> Delta {
@@ -21,18 +24,27 @@ pub(super) fn pod(root: &At<'_>, meta: &Meta<'_>) -> Delta {
     let unclear = "the pod counts as without address, as its address may be the node's";
     let host_network = host_network.map_or(Some(false), |at| at.boolean(unclear));
     let addresses = status.as_ref().map(addresses).unwrap_or_default();
+    let interface = interface(&meta.fields);
+    let mut addresses = if host_network.is_some() { addresses } else { Vec::new() };
+    // Nobody but the group itself has one: it is what its peers on the host know it by.
+    addresses.retain(|ip| !is_identity(ip));
+    let group = matches!(interface, Some(InterfaceHint::Group(_)));
+    if group {
+        addresses.insert(0, identity(&meta.key));
+    }
     Delta::Pod(Pod {
         key: meta.key.clone(),
         uid: meta.uid.clone(),
         labels: label::labels(&meta.fields),
         node: node.map(Into::into),
-        host_network: host_network.unwrap_or(false),
+        // What it shares with its host does not matter where its own sockets are judged.
+        host_network: host_network.unwrap_or(false) && !group,
         phase: status.as_ref().map(phase).unwrap_or_default(),
         terminating: meta.fields.field("deletionTimestamp").is_some(),
-        addresses: if host_network.is_some() { addresses } else { Vec::new() },
+        addresses,
         ports: spec.as_ref().map(ports).unwrap_or_default(),
         created: created(&meta.fields).into(),
-        interface: interface(&meta.fields),
+        interface,
     })
 }
 
@@ -114,19 +126,22 @@ fn created<'a>(metadata: &At<'a>) -> &'a str {
     text
 }
 
+/// The first annotation that says where the pod is; others beside it are told.
 fn interface(metadata: &At<'_>) -> Option<InterfaceHint> {
     let annotations = metadata.field("annotations")?;
-    let read = |key: &str| {
+    let read = |key: &'static str| {
         let text = annotations.field(key)?.text("this annotation is ignored")?;
-        (!text.is_empty()).then(|| text.to_owned())
+        (!text.is_empty()).then(|| (key, text.to_owned()))
     };
-    match (read(INTERFACE), read(NETNS)) {
-        (Some(name), Some(_)) => {
-            annotations.bad(format!("has {INTERFACE} and {NETNS}: the first is used"));
-            Some(InterfaceHint::Name(name))
-        }
-        (Some(name), None) => Some(InterfaceHint::Name(name)),
-        (None, Some(path)) => Some(InterfaceHint::Netns(path)),
-        (None, None) => None,
+    let mut found = [INTERFACE, NETNS, CGROUP, UNIT].into_iter().filter_map(read);
+    let (key, text) = found.next()?;
+    if let Some((other, _)) = found.next() {
+        annotations.bad(format!("has {key} and {other}: the first is used"));
     }
+    Some(match key {
+        INTERFACE => InterfaceHint::Name(text),
+        NETNS => InterfaceHint::Netns(text),
+        CGROUP => InterfaceHint::Group(GroupHint::Path(text)),
+        _ => InterfaceHint::Group(GroupHint::Unit(text)),
+    })
 }

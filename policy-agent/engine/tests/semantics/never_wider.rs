@@ -287,6 +287,8 @@ fn any_json() -> impl Strategy<Value = Value> {
         "creationTimestamp",
         "policy-agent.io/netns",
         "policy-agent.io/interface",
+        "policy-agent.io/cgroup",
+        "policy-agent.io/unit",
     ]);
     leaf.prop_recursive(6, 40, 6, move |inner| {
         prop_oneof![
