@@ -27,7 +27,7 @@ const IDENTITIES: u64 = u64::from_ne_bytes([1, 0, 0, 0, 0, 0, 0, 0]);
 /// The nearest endpoint: `own` group of a socket, else the one above it at a level.
 #[inline(always)]
 fn nearest(own: u64, above: impl Fn(i32) -> u64) -> Option<*const Cgroup> {
-    if let Some(found) = CGROUPS.get_ptr(&own) {
+    if let Some(found) = CGROUPS.get_ptr(own) {
         return Some(found);
     }
     let deepest = meta(meta_words::CGROUP_LEVEL);
@@ -37,7 +37,7 @@ fn nearest(own: u64, above: impl Fn(i32) -> u64) -> Option<*const Cgroup> {
             continue;
         }
         let id = above(level as i32);
-        if let Some(found) = CGROUPS.get_ptr(&id) {
+        if let Some(found) = CGROUPS.get_ptr(id) {
             return Some(found);
         }
     }
