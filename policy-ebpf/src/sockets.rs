@@ -2,6 +2,7 @@
 //! so where their address allows nothing, their own socket is looked for.
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 use core::ptr::read_volatile;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock_tuple};
@@ -66,33 +67,27 @@ extern "C" fn peer_identity(context: *mut __sk_buff, inbound: u32) -> u64 {
     if !matches!(number, protocol::TCP | protocol::UDP) {
         return NOBODY;
     }
-    let turn = |source: u16, destination: u16| {
-        if inbound != 0 { (destination, source) } else { (source, destination) }
-    };
-    let (here, there) = turn((ports >> 16) as u16, ports as u16);
+    let (here, there) = turned(inbound, (ports >> 16) as u16, ports as u16);
     let ports = (here.to_be() as u32) | (there.to_be() as u32) << 16;
-    // The packet as the peer's socket would receive it: {source, destination, ports}.
-    let mut tuple = [0u32; 9];
+    // The packet as the peer's socket would receive it: {source, destination, ports}. Not zeroed before: that is a call
+    // of a function, and this one is at the end of the longest chain that the stack of 5.10 has room for.
+    let mut tuple = MaybeUninit::<[u32; 9]>::uninit();
+    let words = tuple.as_mut_ptr().cast::<u32>();
     let size = if carry::is_six(skb) {
         let packet = carry::take6(skb);
-        let (from, to) = if inbound != 0 {
-            (packet.destination, packet.source)
-        } else {
-            (packet.source, packet.destination)
-        };
-        tuple = [from[0], from[1], from[2], from[3], to[0], to[1], to[2], to[3], ports];
+        let (from, to) = turned(inbound, packet.source, packet.destination);
+        let all = [from[0], from[1], from[2], from[3], to[0], to[1], to[2], to[3], ports];
+        // SAFETY: nine words, as many as there are.
+        unsafe { words.cast::<[u32; 9]>().write(all) };
         36
     } else {
         let packet = carry::take4(skb);
-        let (from, to) = if inbound != 0 {
-            (packet.destination, packet.source)
-        } else {
-            (packet.source, packet.destination)
-        };
-        (tuple[0], tuple[1], tuple[2]) = (from, to, ports);
+        let (from, to) = turned(inbound, packet.source, packet.destination);
+        // SAFETY: the first three words of nine.
+        unsafe { words.cast::<[u32; 3]>().write([from, to, ports]) };
         12
     };
-    let (at, tuple) = (context.cast::<c_void>(), (&raw mut tuple).cast::<bpf_sock_tuple>());
+    let (at, tuple) = (context.cast::<c_void>(), words.cast::<bpf_sock_tuple>());
     // SAFETY: the tuple lives on the stack, with the size given; the socket is released below.
     let socket = unsafe {
         if number == protocol::TCP {
@@ -115,6 +110,12 @@ extern "C" fn peer_identity(context: *mut __sk_buff, inbound: u32) -> u64 {
     // SAFETY: an element that was just found; its value never changes.
     let [_, _, c, d] = unsafe { read_volatile(&raw const (*group).identity) }.map(|w| w as u64);
     c | d << 32
+}
+
+/// {of this side, of the other side} out of what a packet has of its source and its destination.
+#[inline(always)]
+fn turned<T>(inbound: u32, source: T, destination: T) -> (T, T) {
+    if inbound != 0 { (destination, source) } else { (source, destination) }
 }
 
 /// The verdict on one direction. The node's own processes have no privilege here: they are peers like any other, and
