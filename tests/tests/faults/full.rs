@@ -35,7 +35,7 @@ fn fill(lab: &mut Lab, map: MapId) -> i32 {
 fn tables_that_somebody_else_filled_are_cleared_and_meanwhile_nothing_opens() {
     let mut lab = lab(Topology::Ptp, &["--self-check", "off"]);
     let streams = streams(&lab);
-    let mut open = false;
+    let (mut open, mut told) = (false, false);
     for map in [MapId::Hosts4, MapId::Hosts6, MapId::Prefix4, MapId::Prefix6] {
         let full = fill(&mut lab, map);
         assert!([libc::E2BIG, libc::ENOSPC, libc::ENOMEM].contains(&full), "{map:?}: {full}");
@@ -49,12 +49,14 @@ fn tables_that_somebody_else_filled_are_cleared_and_meanwhile_nothing_opens() {
         lab.act_without_waiting(&actions(open)).unwrap();
         lab.agent().wait().unwrap();
         holds(&lab, open);
+        // Only the end of the log is kept; and a prefix that was not collected yet needs no room.
+        told |= lab.agent().log().contains("write to the kernel: ");
         // Elements that were in nobody's way are found by the check alone.
         lab.agent().ctl(["verify"]).unwrap();
         is_clean(&mut lab);
         lab.act("[{delete: {kind: NetworkPolicy, namespace: x, name: blocks}}]").unwrap();
     }
-    assert!(lab.agent().log().contains("write to the kernel: "), "{}", lab.agent().log());
+    assert!(told, "{}", lab.agent().log());
     streams.stop().unwrap().nothing_lost().unwrap();
 }
 
