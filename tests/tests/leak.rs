@@ -112,6 +112,21 @@ fn churn(lab: &mut Lab, changes: usize) {
     }
 }
 
+/// What is held once nothing waits for a grace period any more: what stays the same for a while.
+fn settled(lab: &mut Lab) -> Held {
+    let end = Instant::now() + PATIENCE;
+    let mut before = held(lab);
+    loop {
+        std::thread::sleep(Duration::from_secs(2));
+        let now = held(lab);
+        if now.elements == before.elements && now.tables == before.tables && now.pins == before.pins {
+            return now;
+        }
+        assert!(Instant::now() < end, "it never comes to rest: {now:#?}");
+        before = now;
+    }
+}
+
 /// The same as before, after whatever waits for a grace period; else what differs.
 fn comes_back(lab: &mut Lab, before: &Held) {
     let end = Instant::now() + PATIENCE;
@@ -135,7 +150,7 @@ fn ten_thousand_changes_leave_nothing_behind() {
     lab.policy(FROM_B).unwrap();
     // The first changes fill what is kept for good: the history of plans, the allocator's own lists.
     churn(&mut lab, changes / 2);
-    let (before, started) = (held(&mut lab), memory(&mut lab));
+    let (before, started) = (settled(&mut lab), memory(&mut lab));
     churn(&mut lab, changes);
     comes_back(&mut lab, &before);
     let ended = memory(&mut lab);
