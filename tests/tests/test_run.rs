@@ -6,6 +6,7 @@ use policy_common::abi::{Direction, EndpointWord, Interval, Outcome, RuleSet, ac
 use policy_engine::{
     desired::Endpoint,
     limits::Limits,
+    model::ServiceMode,
     plan::{Op, Plan},
     planner::Planner,
     rule_ids::RuleIds,
@@ -136,7 +137,9 @@ impl Node {
             // Traffic to itself never crosses a pod's interface: there such a source is forged.
             let forged = sample.direction == Direction::Ingress && own(&&sample.remote);
             // An isolated pod's way to a Service is judged behind the translation.
-            let deferred = sample.direction == Direction::Egress && world.is_frontend(sample.remote);
+            let deferred = sample.direction == Direction::Egress
+                && world.service_mode == ServiceMode::Tag
+                && world.is_frontend(sample.remote);
             let wanted = deferred || outcome.action() == action::ALLOW && !forged;
             assert_eq!(passes, wanted, "POLICY_SEED={seed}: {sample:?} at {} {address}", endpoint.pod);
             compared += 1;

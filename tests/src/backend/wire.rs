@@ -100,10 +100,11 @@ impl Wire {
     pub fn put(&mut self, state: &State) -> Result<()> {
         self.place(state)?;
         let translations = state.translations();
-        if translations != self.translations {
+        // Rules that translate nothing track connections all the same, and put fragments together before the hooks.
+        if translations.forwards != self.translations.forwards {
             translate(self.node.ns(), &translations.forwards)?;
-            self.translations = translations;
         }
+        self.translations = translations;
         if !self.translations.forwards.is_empty() {
             self.let_turn_back()?;
         }
