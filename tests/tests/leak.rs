@@ -32,6 +32,17 @@ struct Held {
     tables: Vec<(String, u64)>,
 }
 
+impl Held {
+    /// Whether nothing was added. What had not come to rest before may have gone since; a descriptor more or less is a
+    /// client that is just answered.
+    fn is_no_more_than(&self, before: &Self) -> bool {
+        self.descriptors <= before.descriptors + 2
+            && self.pins <= before.pins
+            && self.elements.iter().all(|(name, count)| *count <= before.elements[name])
+            && self.tables.iter().zip(&before.tables).all(|(now, then)| now.0 == then.0 && now.1 <= then.1)
+    }
+}
+
 fn status(lab: &mut Lab) -> Value {
     serde_json::from_slice(&lab.agent().ctl(["status", "--output", "json"]).unwrap().stdout).unwrap()
 }
@@ -127,15 +138,12 @@ fn settled(lab: &mut Lab) -> Held {
     }
 }
 
-/// The same as before, after whatever waits for a grace period; else what differs.
+/// No more than before, after whatever waits for a grace period; else what differs.
 fn comes_back(lab: &mut Lab, before: &Held) {
     let end = Instant::now() + PATIENCE;
     loop {
         let now = held(lab);
-        // A descriptor more or less is a client that is just answered.
-        if (now.elements == before.elements && now.tables == before.tables && now.pins == before.pins)
-            && now.descriptors.abs_diff(before.descriptors) <= 2
-        {
+        if now.is_no_more_than(before) {
             return;
         }
         assert!(Instant::now() < end, "before {before:#?}\nnow {now:#?}\n{}", lab.agent().log());
