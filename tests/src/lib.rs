@@ -12,6 +12,7 @@ pub mod nat;
 pub mod net;
 pub mod pins;
 pub mod pkt;
+pub mod pool;
 pub mod probe;
 pub mod programs;
 pub mod report;

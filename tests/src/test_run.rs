@@ -1,16 +1,15 @@
 //! The product's maps and programs without an interface: frames judged by `BPF_PROG_TEST_RUN`.
 
-use crate::{net::Netns, pins::PinDir};
+use crate::pool::{Lent, lend};
 use anyhow::{Context, Result, bail};
 use aya_obj::generated::{bpf_attr, bpf_cmd};
-use policy_agent::datapath::{Config, Datapath, Endpoint, Hook, OBJECT, load};
+use policy_agent::datapath::{Endpoint, Hook};
 use policy_common::abi::Direction;
 use std::{
     io,
     mem::zeroed,
     net::IpAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
-    sync::Arc,
     time::Duration,
 };
 
@@ -28,24 +27,21 @@ pub enum From {
     Elsewhere,
 }
 
-/// Maps under pins of their own, and the programs; they go on drop.
+/// Maps and programs that nobody else uses at the time.
 pub struct TestRun {
-    /// The maps.
-    pub datapath: Datapath,
+    /// The maps and programs.
+    pub kernel: Lent,
     // Before 5.15 the kernel refuses to be told where a packet came in.
     tells_interface: bool,
-    _pins: PinDir,
 }
 
 impl TestRun {
     /// Empty maps and verified programs.
     pub fn new() -> Result<Self> {
-        let ns = Arc::new(Netns::of_this_thread()?);
-        let pins = PinDir::new(&ns)?;
-        let datapath = load(&Config::new(pins.path()), OBJECT).context("load the datapath")?;
+        let kernel = lend()?;
         let version = aya::util::KernelVersion::current().context("which kernel is this")?;
         let tells_interface = version >= aya::util::KernelVersion::new(5, 15, 0);
-        Ok(Self { datapath, tells_interface, _pins: pins })
+        Ok(Self { kernel, tells_interface })
     }
 
     /// Makes an endpoint with these addresses.
@@ -55,7 +51,7 @@ impl TestRun {
 
     /// Makes an endpoint with these addresses and configuration bits.
     pub fn add_endpoint_as(&self, slot: u16, id: u32, addresses: &[IpAddr], config: u16) -> Result<()> {
-        Ok(self.datapath.executor.create_endpoint(&Endpoint {
+        Ok(self.kernel.datapath.executor.create_endpoint(&Endpoint {
             slot,
             id,
             ifindex: LOOPBACK,
@@ -77,9 +73,9 @@ impl TestRun {
 
     /// Whether the frame passes the endpoint's hook when it comes from there.
     pub fn passes_from(&self, slot: u16, direction: Direction, from: From, frame: &[u8]) -> Result<bool> {
-        self.datapath.executor.set_interface(LOOPBACK, slot)?;
+        self.kernel.datapath.executor.set_interface(LOOPBACK, slot)?;
         let hook = if direction == Direction::Ingress { Hook::In } else { Hook::Out };
-        let program = self.datapath.hooks.program(hook)?;
+        let program = self.kernel.datapath.hooks.program(hook)?;
         // The first fields of struct __sk_buff; the kernel takes the rest as zeroes.
         let mut context = [0u32; 11];
         context[9] = if self.tells_interface && from == From::Elsewhere { OTHER_INTERFACE } else { 0 };

@@ -4,9 +4,12 @@
 //! `BPF_PROG_TEST_RUN` shows the programs less than a network does: the socket of a test packet is always there, its
 //! tag is always 0 (`retag` sets it), and before Linux 6.1 its ingress interface is always 0.
 
-use crate::{net::Netns, pins::PinDir, programs::Programs, test_run};
+use crate::{
+    pool::{Lent, lend},
+    test_run,
+};
 use anyhow::{Context, Result, bail, ensure};
-use policy_agent::datapath::{Config, Datapath, Endpoint, OBJECT, load, spec::MapId};
+use policy_agent::datapath::{Endpoint, spec::MapId};
 use policy_common::{
     abi::{Direction, endpoint_words, interface_flags, meta_words},
     event::event_flags,
@@ -20,7 +23,7 @@ use policy_engine::{
     },
     plan::{Op, Plan},
 };
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 /// Device of test packets: the namespace's `lo`.
 const LOOPBACK: u32 = 1;
@@ -45,37 +48,30 @@ pub enum At {
 /// Both datapaths with one endpoint behind `lo`, and perhaps another one.
 pub struct Twin {
     /// The kernel's.
-    pub datapath: Datapath,
+    pub kernel: Lent,
     /// The memory's.
     pub memory: MemDatapath,
     /// Whether a test packet's ingress interface can be chosen (Linux 6.1).
     pub ways: bool,
-    programs: Programs,
     addresses: Vec<(u16, u32, Vec<IpAddr>)>,
     counts: BTreeMap<(Reason, u8), u64>,
     events: u64,
     plans: u64,
-    _pins: PinDir,
 }
 
 impl Twin {
     /// Both, with an endpoint that has these addresses and configuration bits. Its rows are closed.
     pub fn new(addresses: &[IpAddr], config: u16) -> Result<Self> {
-        let ns = Arc::new(Netns::new()?);
-        let pins = PinDir::new(&ns)?;
-        let datapath = ns.run(|| load(&Config::new(pins.path()), OBJECT)).context("load the datapath")?;
-        let programs = Programs::new(&datapath)?;
+        let kernel = lend()?;
         let memory = MemDatapath::new(MemTables::new(Limits::default()));
         let mut twin = Self {
-            datapath,
+            kernel,
             memory,
             ways: false,
-            programs,
             addresses: Vec::new(),
             counts: BTreeMap::new(),
             events: 0,
             plans: 0,
-            _pins: pins,
         };
         twin.ways = twin.test_run("empty", &[0; 64], &Way { ingress_ifindex: 7, ..Way::default() }).is_ok();
         twin.add(SLOT, LOOPBACK, addresses, config)?;
@@ -88,7 +84,7 @@ impl Twin {
     }
 
     fn add(&mut self, slot: u16, ifindex: u32, addresses: &[IpAddr], config: u16) -> Result<()> {
-        let executor = &self.datapath.executor;
+        let executor = &self.kernel.datapath.executor;
         executor.create_endpoint(&Endpoint {
             slot,
             id: 72 + u32::from(slot),
@@ -104,7 +100,7 @@ impl Twin {
 
     /// Makes a bridge with ports of pods of this interface.
     pub fn bridge(&mut self, ifindex: u32) -> Result<()> {
-        self.datapath.executor.set_exit(ifindex, interface_flags::BRIDGE)?;
+        self.kernel.datapath.executor.set_exit(ifindex, interface_flags::BRIDGE)?;
         self.memory.set_bridges([ifindex].into());
         Ok(())
     }
@@ -113,30 +109,30 @@ impl Twin {
     pub fn apply(&mut self, ops: Vec<Op>) -> Result<()> {
         self.memory.tables.apply_all(&ops)?;
         self.plans += 1;
-        Ok(self.datapath.executor.apply(&Plan { number: self.plans, ops })?)
+        Ok(self.kernel.datapath.executor.apply(&Plan { number: self.plans, ops })?)
     }
 
     /// Sets the switches of both.
     pub fn switch(&mut self, flags: u64) -> Result<()> {
-        self.datapath.executor.set_meta(meta_words::FLAGS, flags)?;
+        self.kernel.datapath.executor.set_meta(meta_words::FLAGS, flags)?;
         self.follow()
     }
 
     /// Opens or closes the pick-up window of both.
     pub fn pick_up(&mut self, window: Duration) -> Result<()> {
-        self.datapath.executor.set_pickup(SLOT, window)?;
+        self.kernel.datapath.executor.set_pickup(SLOT, window)?;
         self.follow()
     }
 
     /// Sets the configuration bits of both.
     pub fn configure(&mut self, config: u16) -> Result<()> {
-        self.datapath.executor.set_config(SLOT, config)?;
+        self.kernel.datapath.executor.set_config(SLOT, config)?;
         self.follow()
     }
 
     /// The memory takes over what the kernel's endpoint holds beside its rows.
     fn follow(&mut self) -> Result<()> {
-        self.memory.meta = std::array::from_fn(|i| self.datapath.executor.meta(i as u32).unwrap_or(0));
+        self.memory.meta = std::array::from_fn(|i| self.kernel.datapath.executor.meta(i as u32).unwrap_or(0));
         for (slot, ifindex, addresses) in self.addresses.clone() {
             self.follow_one(slot, ifindex, addresses)?;
         }
@@ -144,7 +140,7 @@ impl Twin {
     }
 
     fn follow_one(&mut self, slot: u16, ifindex: u32, addresses: Vec<IpAddr>) -> Result<()> {
-        let value = self.datapath.executor.map(MapId::Ep).get(&u32::from(slot).to_ne_bytes())?;
+        let value = self.kernel.datapath.executor.map(MapId::Ep).get(&u32::from(slot).to_ne_bytes())?;
         let value = value.context("the endpoint has no words")?;
         let word = |index: u32| {
             let at = index as usize * 8;
@@ -171,7 +167,7 @@ impl Twin {
         // What the kernel cannot be told is not true in memory either.
         let way =
             Way { ingress_ifindex: if self.ways { way.ingress_ifindex } else { 0 }, socket: true, ..*way };
-        let tick = self.datapath.executor.tick()?;
+        let tick = self.kernel.datapath.executor.tick()?;
         let judged = match at {
             At::Pod(direction) => self.memory.judge_packet(SLOT, direction, &way, frame, tick),
             At::Exit => self.memory.judge_exit(LOOPBACK, &way, frame, tick),
@@ -182,7 +178,7 @@ impl Twin {
             SHOT => false,
             other => bail!("the program returned {other}"),
         };
-        let event = self.datapath.ring.next_event();
+        let event = self.kernel.datapath.ring.next_event();
         let told = || format!("{at:?} {way:?}\n{}\nmemory: {judged:?}\nkernel: {event:?}", hex(frame));
         ensure!(passes == judged.passes, "the kernel says {passes}: {}", told());
         if let Some(verdict) = judged.verdict
@@ -215,7 +211,7 @@ impl Twin {
         let behind = judged.event.as_ref().is_some_and(|event| event.flags & event_flags::EXIT != 0);
         *self.counts.entry((verdict.reason(), counted_as(at, behind, verdict.reason()))).or_default() +=
             u64::from(times - 1);
-        while let Some(mut event) = self.datapath.ring.next_event() {
+        while let Some(mut event) = self.kernel.datapath.ring.next_event() {
             self.events += 1;
             (event.time, event.sequence, event.suppressed) = (0, 0, 0);
             ensure!(
@@ -230,7 +226,7 @@ impl Twin {
     /// Compares all counters with what memory judged.
     pub fn compare_counters(&self) -> Result<()> {
         let mut kernel = BTreeMap::new();
-        for (reason, direction, counter) in self.datapath.executor.counters()? {
+        for (reason, direction, counter) in self.kernel.datapath.executor.counters()? {
             if counter.packets > 0 {
                 kernel.insert((reason, direction as u8), counter.packets);
             }
@@ -241,7 +237,7 @@ impl Twin {
         let drops: u64 = self.counts.iter().filter(|((r, _), _)| told(r)).map(|(_, n)| n).sum();
         let (mut dropped, mut accounted) = (0, self.events);
         for slot in [SLOT, OTHER.0] {
-            let totals = self.datapath.executor.endpoint_totals(slot)?;
+            let totals = self.kernel.datapath.executor.endpoint_totals(slot)?;
             dropped += totals.dropped;
             accounted += totals.suppressed + totals.ring_full;
         }
@@ -270,7 +266,7 @@ impl Twin {
         let mut context = [0; 11];
         // The kernel looks for the device in this thread's namespace; `lo` has the same index everywhere.
         (context[2], context[9], context[10]) = (mark, way.ingress_ifindex, LOOPBACK);
-        Ok(test_run::run_many(self.programs.get(name)?, frame, &context, times)?)
+        Ok(test_run::run_many(self.kernel.programs.get(name)?, frame, &context, times)?)
     }
 }
 

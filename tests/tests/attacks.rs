@@ -73,7 +73,7 @@ impl Scene {
 
     /// Flows of the pod, in the kernel and in memory.
     fn flows(&self) -> usize {
-        let (four, six) = self.twin.datapath.executor.flow_counts(SLOT).unwrap();
+        let (four, six) = self.twin.kernel.datapath.executor.flow_counts(SLOT).unwrap();
         assert_eq!(four + six, self.twin.memory.flows(SLOT));
         four + six
     }

@@ -372,7 +372,7 @@ fn a_lost_tag_is_counted_and_closes() {
         let way = Way { ingress_ifindex: BRIDGE, ..FORWARDED };
         assert!(node.judge(At::Exit, way, &segment(GOOD[family], BAD[family], (1, 1), flags::ACK)).passes);
     }
-    let count = |d: Direction| node.twin.datapath.executor.untagged(d).unwrap().packets;
+    let count = |d: Direction| node.twin.kernel.datapath.executor.untagged(d).unwrap().packets;
     assert_eq!((count(Egress), count(Ingress)), (untagged, untagged / 2));
     node.twin.compare_counters().unwrap();
 }
@@ -386,14 +386,14 @@ fn what_came_before_the_hooks_has_not_lost_a_tag() {
     }
     node.rows(OTHER.0, ROW_OPEN, ROW_OPEN);
     let mut counted = |word: fn(&Executor) -> policy_agent::datapath::Result<()>| {
-        word(&node.twin.datapath.executor).unwrap();
-        let before = node.twin.datapath.executor.untagged(Egress).unwrap().packets;
+        word(&node.twin.kernel.datapath.executor).unwrap();
+        let before = node.twin.kernel.datapath.executor.untagged(Egress).unwrap().packets;
         for (family, came) in [(0, OTHER.1), (0, BRIDGE), (1, OTHER.1), (1, BRIDGE)] {
             let way = Way { ingress_ifindex: came, ..FORWARDED };
             let packet = segment(OTHER_POD[family], GOOD[family], (1, 80), flags::ACK);
             assert!(node.judge(At::Exit, way, &packet).passes);
         }
-        node.twin.datapath.executor.untagged(Egress).unwrap().packets - before
+        node.twin.kernel.datapath.executor.untagged(Egress).unwrap().packets - before
     };
     assert_eq!(counted(|x| x.announce_interface(OTHER.1, OTHER.0)), 4, "its hooks are there already");
     assert_eq!(counted(|x| x.clear_interface(OTHER.1)), 0, "no pod's");

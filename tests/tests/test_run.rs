@@ -76,7 +76,7 @@ impl Node {
             let own = |ip: &&IpAddr| world.pod_at(**ip).is_some_and(|p| p.key == pod.key);
             let addresses: Vec<IpAddr> = pod.addresses.iter().filter(own).copied().collect();
             if let Some(endpoint) = self.endpoints.iter().find(|e| e.pod == pod.key) {
-                self.run.datapath.executor.set_addresses(endpoint.slot, &addresses).unwrap();
+                self.run.kernel.datapath.executor.set_addresses(endpoint.slot, &addresses).unwrap();
                 continue;
             }
             let slot = (1..).find(|slot| !self.made.contains(slot)).unwrap();
@@ -87,7 +87,7 @@ impl Node {
         }
         for _ in 0..8 {
             let planned = self.planner.plan(world, &self.endpoints);
-            self.run.datapath.executor.apply(&planned.plan).unwrap();
+            self.run.kernel.datapath.executor.apply(&planned.plan).unwrap();
             if planned.busy.is_none() {
                 assert!(planned.refusals.is_empty(), "{:?}", planned.refusals);
                 break;
@@ -98,13 +98,13 @@ impl Node {
     }
 
     fn collect(&mut self) {
-        self.run.datapath.executor.grace().wait().unwrap();
+        self.run.kernel.datapath.executor.grace().wait().unwrap();
         let plan = self.planner.collect(u64::MAX);
-        self.run.datapath.executor.apply(&plan).unwrap();
+        self.run.kernel.datapath.executor.apply(&plan).unwrap();
     }
 
     fn apply(&mut self, ops: Vec<Op>) {
-        self.run.datapath.executor.apply(&Plan { number: 0, ops }).unwrap();
+        self.run.kernel.datapath.executor.apply(&Plan { number: 0, ops }).unwrap();
     }
 
     /// Pairs of (question, answer) that were compared.
@@ -235,7 +235,8 @@ fn every_history_is_judged_by_its_opener() {
     let mut run = run;
     let allow = Outcome::new(action::ALLOW, 7);
     let one = Interval { low: 80, high: 80, outcome: allow };
-    let apply = |run: &mut TestRun, ops| run.datapath.executor.apply(&Plan { number: 0, ops }).unwrap();
+    let apply =
+        |run: &mut TestRun, ops| run.kernel.datapath.executor.apply(&Plan { number: 0, ops }).unwrap();
     apply(
         &mut run,
         vec![

@@ -82,7 +82,7 @@ impl Kernel {
         for (id, (pod, ips)) in local {
             if let Some((endpoint, known)) = self.endpoints.get_mut(&id) {
                 if *known != ips {
-                    self.run.datapath.executor.set_addresses(endpoint.slot, &ips)?;
+                    self.run.kernel.datapath.executor.set_addresses(endpoint.slot, &ips)?;
                     *known = ips;
                 }
                 continue;
@@ -113,7 +113,7 @@ impl Kernel {
         if slots.is_empty() {
             return Ok(());
         }
-        self.run.datapath.executor.remove_endpoints(&slots)?.run()?;
+        self.run.kernel.datapath.executor.remove_endpoints(&slots)?.run()?;
         for slot in slots {
             self.planner.tables.forget_endpoint(slot);
         }
@@ -121,13 +121,13 @@ impl Kernel {
     }
 
     fn write(&mut self, ops: Vec<Op>) -> Result<()> {
-        Ok(self.run.datapath.executor.apply(&Plan { number: 0, ops })?)
+        Ok(self.run.kernel.datapath.executor.apply(&Plan { number: 0, ops })?)
     }
 
     fn collect(&mut self) -> Result<()> {
-        self.run.datapath.executor.grace().wait()?;
+        self.run.kernel.datapath.executor.grace().wait()?;
         let plan = self.planner.collect(u64::MAX);
-        Ok(self.run.datapath.executor.apply(&plan)?)
+        Ok(self.run.kernel.datapath.executor.apply(&plan)?)
     }
 
     fn slot(&self, place: &Place) -> Option<u16> {
@@ -207,7 +207,7 @@ impl Backend for Kernel {
             self.endpoints.values().map(|(endpoint, _)| endpoint.clone()).collect();
         for _ in 0..ROUNDS {
             let planned = self.planner.plan(&self.world, &endpoints);
-            self.run.datapath.executor.apply(&planned.plan)?;
+            self.run.kernel.datapath.executor.apply(&planned.plan)?;
             self.collect()?;
             if planned.busy.is_none() {
                 ensure!(planned.refusals.is_empty(), "refused: {:?}", planned.refusals);

@@ -25,8 +25,12 @@ pub use step::{
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 
-/// The repository's root, where scenario files and examples are found.
+/// The repository's root, where scenario files and examples are found: the one that this was built in, or the one that
+/// `POLICY_REPOSITORY` names.
 pub fn root() -> PathBuf {
+    if let Some(root) = std::env::var_os("POLICY_REPOSITORY") {
+        return root.into();
+    }
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
 

@@ -86,20 +86,20 @@ fn part(dice: &mut Rng, runs: u64, repeat: u32, sum: &mut Flood) -> Result<()> {
     }
     twin.compare_counters()?;
     ensure!(
-        twin.datapath.ring.unreadable() == 0,
+        twin.kernel.datapath.ring.unreadable() == 0,
         "{} events cannot be read",
-        twin.datapath.ring.unreadable()
+        twin.kernel.datapath.ring.unreadable()
     );
     let after = sizes(&twin)?;
     ensure!(before == after, "tables grew: {before:?}, {after:?}");
-    let (four, six) = twin.datapath.executor.flow_counts(SLOT)?;
+    let (four, six) = twin.kernel.datapath.executor.flow_counts(SLOT)?;
     let known = twin.memory.flows(SLOT);
     ensure!(four + six <= known, "{four} + {six} flows, {known} were allowed to open");
     Ok(())
 }
 
 fn sizes(twin: &Twin) -> Result<Vec<usize>> {
-    TABLES.iter().map(|id| Ok(twin.datapath.executor.map(*id).elements()?.len())).collect()
+    TABLES.iter().map(|id| Ok(twin.kernel.datapath.executor.map(*id).elements()?.len())).collect()
 }
 
 fn ip(text: &str) -> IpAddr {

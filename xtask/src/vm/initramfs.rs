@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::{kernel::Unpacked, suites::Programs};
+use super::{
+    kernel::Unpacked,
+    suites::{FILES, Programs},
+};
 use crate::command;
 
 /// Modules for what the suites make; what a kernel has built in, or lacks, is left out.
@@ -27,6 +30,9 @@ pub(super) fn build(kernel: &Unpacked, programs: &Programs, test_args: &[String]
         archive.program(&format!("suites/{index:02}-{name}"), binary)?;
     }
     archive.entry("arguments", FILE, test_args.join("\n").as_bytes());
+    for folder in FILES {
+        archive.folder(&command::root(), folder)?;
+    }
     let mut files = Vec::new();
     list(&kernel.dir, &mut files)?;
     let mut done = BTreeSet::new();
@@ -85,6 +91,18 @@ impl Archive {
             self.bytes.extend(part);
             self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
         }
+    }
+
+    /// All files of a folder of this checkout, below the machine's own `repository`.
+    fn folder(&mut self, root: &Path, folder: &str) -> Result<()> {
+        let mut files = Vec::new();
+        list(&root.join(folder), &mut files)?;
+        for path in files {
+            let at = path.strip_prefix(root).ok().and_then(Path::to_str);
+            let at = at.with_context(|| format!("{} has no name below the root", path.display()))?;
+            self.entry(&format!("repository/{at}"), FILE, &read(&path)?);
+        }
+        Ok(())
     }
 
     /// A program and the libraries that the dynamic loader would open for it.

@@ -2,7 +2,7 @@
 
 use std::{
     env, fs,
-    io::Read,
+    io::{Read, Write},
     path::Path,
     process::{Child, Command, Stdio},
     thread,
@@ -34,15 +34,10 @@ pub(super) fn boot(name: &str, kernel: &Unpacked, archive: &[u8], work: &Path) -
     let mut child =
         qemu(&initramfs::image(kernel)?, &file("initrd")).spawn().context("cannot run qemu-system-x86_64")?;
     let console = child.stdout.take().context("the machine has no console")?;
-    let reader = thread::spawn(move || {
-        let (mut console, mut bytes) = (console, Vec::new());
-        // What was read before an error is still the log.
-        let _ = console.read_to_end(&mut bytes);
-        String::from_utf8_lossy(&bytes).replace('\r', "")
-    });
+    let log = fs::File::create(file("log")).context("cannot write the log")?;
+    let reader = thread::spawn(move || keep(console, log));
     let code = wait(&mut child, started, limit)?;
     let log = reader.join().unwrap_or_default();
-    fs::write(file("log"), &log).context("cannot write the log")?;
     let verdict = match code {
         Some(ALL_PASSED) => Verdict::Passed,
         Some(SOME_FAILED) => Verdict::Failed("tests failed".to_owned()),
@@ -52,6 +47,19 @@ pub(super) fn boot(name: &str, kernel: &Unpacked, archive: &[u8], work: &Path) -
         None => Verdict::Failed(format!("not finished after {} s", limit.as_secs())),
     };
     Ok(Outcome::new(name, &kernel.package, verdict, &log, started.elapsed()))
+}
+
+/// Reads the console to its end. The log is written as it comes: it shows where a machine stands, also one that is
+/// stopped by hand.
+fn keep(mut console: impl Read, mut log: fs::File) -> String {
+    let (mut bytes, mut part) = (Vec::new(), [0; 4096]);
+    // What was read before an error is still the log.
+    while let Ok(count @ 1..) = console.read(&mut part) {
+        bytes.extend(part[..count].iter().filter(|byte| **byte != b'\r'));
+        // The copy in memory is what the verdict comes from.
+        let _ = log.write_all(&part[..count]);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn qemu(image: &Path, archive: &Path) -> Command {
@@ -80,7 +88,13 @@ fn qemu(image: &Path, archive: &Path) -> Command {
     .arg(image)
     .arg("-initrd")
     .arg(archive)
-    .args(["-append", &format!("console=ttyS0 quiet panic=-1 oops=panic {}", variable("VM_APPEND", ""))])
+    .args([
+        "-append",
+        &format!(
+            "console=ttyS0 quiet panic=-1 oops=panic rcupdate.rcu_expedited=1 {}",
+            variable("VM_APPEND", "")
+        ),
+    ])
     .stdout(Stdio::piped());
     qemu
 }

@@ -9,8 +9,11 @@ use anyhow::{Context, Result, bail};
 
 use crate::{build, command};
 
-/// The integration tests of `policy-tests` that need only a kernel: no programs, no files, no other machine.
-const SUITES: &[&str] = &["kernel", "progrun", "exitrun", "datapath", "hooks", "discovery", "sockets"];
+/// The integration tests of `policy-tests` that need only a kernel and [`FILES`]: no programs, no other machine.
+const SUITES: &[&str] =
+    &["kernel", "progrun", "exitrun", "datapath", "hooks", "discovery", "sockets", "scenarios_testrun"];
+/// What the suites read, below the root of this checkout; in the machine, below `/repository`.
+pub(super) const FILES: &[&str] = &["tests/scenarios", "deploy/examples"];
 
 /// The programs of a VM.
 pub(super) struct Programs {
