@@ -7,13 +7,12 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use policy_agent::datapath::bpf;
 use policy_tests::agent::{Agent, program_path};
-use policy_tests::net::{Attach, Host, Node, Topology};
+use policy_tests::net::{Attach, Echo, Host, Node, Topology};
 use serde_json::Value;
 
 /// Longest time that anything may take.
@@ -31,8 +30,7 @@ struct Setup {
     a: Arc<Host>,
     b: Arc<Host>,
     node: Node,
-    ending: Arc<AtomicBool>,
-    echo: Option<JoinHandle<()>>,
+    _echo: Echo,
 }
 
 impl Setup {
@@ -41,19 +39,8 @@ impl Setup {
         let a = node.add("a", Attach::Pod, &[ip("10.244.0.10")]).unwrap();
         let b = node.add("b", Attach::Pod, &[ip("10.244.0.11")]).unwrap();
         let agent = Agent::new(&node).unwrap();
-        let ending = Arc::new(AtomicBool::new(false));
-        let (host, stop) = (b.clone(), ending.clone());
-        let socket = host.ns.run(|| UdpSocket::bind(("10.244.0.11", PORT)).unwrap());
-        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-        let echo = thread::spawn(move || {
-            let mut bytes = [0; 64];
-            while !stop.load(Ordering::Relaxed) {
-                if let Ok((n, from)) = socket.recv_from(&mut bytes) {
-                    drop(socket.send_to(&bytes[..n], from));
-                }
-            }
-        });
-        Self { agent, a, b, node, ending, echo: Some(echo) }
+        let echo = Echo::new(&b.ns, SocketAddr::new(ip("10.244.0.11"), PORT)).unwrap();
+        Self { agent, a, b, node, _echo: echo }
     }
 
     /// With the pods' objects in place and the agent running.
@@ -103,13 +90,6 @@ impl Setup {
 
     fn file(&self, name: &str) -> std::path::PathBuf {
         self.agent.manifests().join(name)
-    }
-}
-
-impl Drop for Setup {
-    fn drop(&mut self) {
-        self.ending.store(true, Ordering::Relaxed);
-        drop(self.echo.take().map(JoinHandle::join));
     }
 }
 

@@ -336,6 +336,10 @@ impl Core {
     }
 
     fn check_verdicts(&mut self, count: usize, report: &mut Report) -> datapath::Result<()> {
+        if let Some(failure) = self.kernel.trial_failure() {
+            self.checker.preparing = false;
+            return Err(failure);
+        }
         if self.kernel.trial().is_none() {
             self.prepare_trial();
             return Ok(());
@@ -407,11 +411,7 @@ impl Core {
             return;
         }
         let kernel = Arc::clone(&self.kernel);
-        let work = move || {
-            if let Err(error) = kernel.prepare_trial() {
-                tracing::error!("verdicts cannot be checked: {}", chain(&error));
-            }
-        };
+        let work = move || kernel.prepare_trial_aside();
         if let Err(error) = std::thread::Builder::new().name("trial".to_owned()).spawn(work) {
             tracing::error!("verdicts cannot be checked: {error}");
             self.checker.preparing = false;

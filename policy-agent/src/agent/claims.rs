@@ -126,22 +126,11 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use policy_engine::model::{Labels, Phase};
+    use crate::agent::fixture;
+    use policy_engine::model::Phase;
 
-    fn pod(uid: &str, address: &str) -> Pod {
-        Pod {
-            key: ObjectKey::new("x", "a"),
-            uid: uid.into(),
-            labels: Labels::default(),
-            node: Some("n1".into()),
-            host_network: false,
-            phase: Phase::Pending,
-            terminating: false,
-            addresses: address.parse().into_iter().collect(),
-            ports: Vec::new(),
-            created: "".into(),
-            interface: None,
-        }
+    fn pod(uid: &str, addresses: &[&str]) -> Pod {
+        Pod { phase: Phase::Pending, ..fixture::pod("a", uid, addresses) }
     }
 
     fn claim(uid: &str) -> Claim {
@@ -158,33 +147,33 @@ mod tests {
     #[test]
     fn a_claim_completes_the_pod_until_the_api_confirms_it() {
         let (mut claims, now) = (Claims::default(), Instant::now());
-        let told = claims.put(claim("u"), Some(&pod("u", "")), now).unwrap();
+        let told = claims.put(claim("u"), Some(&pod("u", &[])), now).unwrap();
         assert_eq!(address(&told), "10.0.0.7");
-        assert_eq!(address(&claims.pass(Delta::Pod(pod("u", "")))), "10.0.0.7", "a label changed, say");
+        assert_eq!(address(&claims.pass(Delta::Pod(pod("u", &[])))), "10.0.0.7", "a label changed, say");
         // The sandbox before this one had another address.
-        assert_eq!(address(&claims.pass(Delta::Pod(pod("u", "10.0.0.3")))), "10.0.0.7");
-        assert_eq!(address(&claims.pass(Delta::Pod(pod("u", "10.0.0.7")))), "10.0.0.7");
+        assert_eq!(address(&claims.pass(Delta::Pod(pod("u", &["10.0.0.3"])))), "10.0.0.7");
+        assert_eq!(address(&claims.pass(Delta::Pod(pod("u", &["10.0.0.7"])))), "10.0.0.7");
         assert_eq!(claims.next(), None, "confirmed");
-        assert_eq!(address(&claims.pass(Delta::Pod(pod("u", "10.0.0.3")))), "10.0.0.3");
+        assert_eq!(address(&claims.pass(Delta::Pod(pod("u", &["10.0.0.3"])))), "10.0.0.3");
     }
 
     #[test]
     fn a_claim_may_come_before_the_object_and_is_for_one_pod_only() {
         let (mut claims, now) = (Claims::default(), Instant::now());
         assert!(claims.put(claim("new"), None, now).is_none());
-        let old = Pod { terminating: true, ..pod("old", "10.0.0.3") };
+        let old = Pod { terminating: true, ..pod("old", &["10.0.0.3"]) };
         assert_eq!(address(&claims.pass(Delta::Pod(old))), "10.0.0.3", "the pod of that name before it");
         let gone = Delta::PodGone { key: ObjectKey::new("x", "a"), uid: "old".into() };
         drop(claims.pass(gone));
-        assert_eq!(address(&claims.pass(Delta::Pod(pod("new", "")))), "10.0.0.7");
-        let fixed = claims.put(claim("a-file's-hash"), Some(&pod("u", "")), now).unwrap();
+        assert_eq!(address(&claims.pass(Delta::Pod(pod("new", &[])))), "10.0.0.7");
+        let fixed = claims.put(claim("a-file's-hash"), Some(&pod("u", &[])), now).unwrap();
         assert_eq!(address(&fixed), "10.0.0.7", "a static pod");
     }
 
     #[test]
     fn a_claim_that_nobody_confirms_is_given_up() {
         let (mut claims, now) = (Claims::default(), Instant::now());
-        claims.put(claim("u"), Some(&pod("u", "10.0.0.3")), now);
+        claims.put(claim("u"), Some(&pod("u", &["10.0.0.3"])), now);
         assert!(claims.expire(now + AT_MOST / 2).is_empty());
         let told = claims.expire(now + AT_MOST);
         assert_eq!(told.iter().map(address).collect::<Vec<_>>(), ["10.0.0.3"], "as the API says");

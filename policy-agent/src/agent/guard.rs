@@ -105,44 +105,13 @@ pub(super) fn addresses(link: &HostLink) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::fixture::{self, interfaces, link};
     use crate::agent::placement::{FoundGroups, NetnsLinks, place};
-    use policy_engine::model::{Labels, Phase, Policy, Selector};
+    use policy_engine::model::{Phase, Policy, Selector};
     use policy_engine::world::Delta;
 
-    fn link(ifindex: u32, address: &str) -> HostLink {
-        HostLink {
-            ifindex,
-            name: format!("veth{ifindex}"),
-            kind: "veth".to_owned(),
-            peer_ifindex: 2,
-            packets: 0,
-            addresses: address.parse().into_iter().collect(),
-        }
-    }
-
-    fn interfaces(links: &[HostLink]) -> Interfaces {
-        let mut all = Interfaces::default();
-        for link in links {
-            all.by_address.extend(link.addresses.iter().map(|address| (*address, link.ifindex)));
-            all.links.insert(link.ifindex, link.clone());
-        }
-        all
-    }
-
-    fn pod(name: &str, address: &str) -> Pod {
-        Pod {
-            key: ObjectKey::new("x", name),
-            uid: "".into(),
-            labels: Labels::default(),
-            node: Some("n1".into()),
-            host_network: false,
-            phase: Phase::Pending,
-            terminating: false,
-            addresses: address.parse().into_iter().collect(),
-            ports: Vec::new(),
-            created: "".into(),
-            interface: None,
-        }
+    fn pod(name: &str, addresses: &[&str]) -> Pod {
+        Pod { phase: Phase::Pending, ..fixture::pod(name, "", addresses) }
     }
 
     struct Case {
@@ -178,38 +147,38 @@ mod tests {
     #[test]
     fn a_new_interface_is_guarded_while_an_isolated_pod_waits_for_its_address() {
         let mut case = Case::new(true);
-        let old = link(5, "10.0.0.5");
+        let old = link(5, &["10.0.0.5"]);
         assert_eq!(case.look(std::slice::from_ref(&old), true, 0), [] as [u32; 0]);
-        case.world.apply(Delta::Pod(pod("a", "")));
+        case.world.apply(Delta::Pod(pod("a", &[])));
         assert_eq!(case.look(std::slice::from_ref(&old), false, 1), [] as [u32; 0], "it was there before");
-        let both = [old.clone(), link(6, "10.0.0.6")];
+        let both = [old.clone(), link(6, &["10.0.0.6"])];
         assert_eq!(case.look(&both, false, 2), [6]);
         assert_eq!(case.guards.next(), Some(case.start + Duration::from_secs(2) + AT_MOST));
-        case.world.apply(Delta::Pod(pod("a", "10.0.0.6")));
+        case.world.apply(Delta::Pod(pod("a", &["10.0.0.6"])));
         assert_eq!(case.look(&both, false, 3), [] as [u32; 0], "it has its pod");
         assert_eq!(case.guards.next(), None);
         // The runtime makes its sandbox anew; the API still names the old address.
         assert_eq!(case.look(std::slice::from_ref(&old), false, 4), [] as [u32; 0]);
-        assert_eq!(case.look(&[old, link(7, "10.0.0.7")], false, 5), [7]);
+        assert_eq!(case.look(&[old, link(7, &["10.0.0.7"])], false, 5), [7]);
     }
 
     #[test]
     fn nobody_is_held_up_for_nothing() {
-        let new = [link(6, "10.0.0.6")];
+        let new = [link(6, &["10.0.0.6"])];
         let mut open = Case::new(false);
         open.look(&[], true, 0);
-        open.world.apply(Delta::Pod(pod("a", "")));
+        open.world.apply(Delta::Pod(pod("a", &[])));
         assert_eq!(open.look(&new, false, 1), [] as [u32; 0], "no policy isolates the pod that waits");
         let mut nobody = Case::new(true);
         nobody.look(&[], true, 0);
         assert_eq!(nobody.look(&new, false, 1), [] as [u32; 0], "no pod waits");
-        nobody.world.apply(Delta::Pod(pod("a", "")));
+        nobody.world.apply(Delta::Pod(pod("a", &[])));
         assert_eq!(nobody.look(&new, false, 2), [] as [u32; 0], "it was there before the pod was");
         let mut late = Case::new(true);
         late.look(&[], true, 0);
-        late.world.apply(Delta::Pod(pod("a", "")));
+        late.world.apply(Delta::Pod(pod("a", &[])));
         assert_eq!(late.look(&new, false, 0), [6]);
         assert_eq!(late.look(&new, false, 30), [] as [u32; 0], "given up");
-        assert_eq!(late.look(&[link(6, "")], false, 31), [] as [u32; 0], "no address");
+        assert_eq!(late.look(&[link(6, &[])], false, 31), [] as [u32; 0], "no address");
     }
 }

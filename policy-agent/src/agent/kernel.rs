@@ -16,6 +16,7 @@ pub struct Kernel {
     pub report: LoadReport,
     maker: TrialMaker,
     trial: Mutex<Option<Trial>>,
+    trial_failure: Mutex<Option<datapath::Error>>,
 }
 
 impl Kernel {
@@ -28,7 +29,15 @@ impl Kernel {
         report: LoadReport,
         maker: TrialMaker,
     ) -> Self {
-        Self { executor: RwLock::new(executor), hooks, groups, report, maker, trial: Mutex::default() }
+        Self {
+            executor: RwLock::new(executor),
+            hooks,
+            groups,
+            report,
+            maker,
+            trial: Mutex::default(),
+            trial_failure: Mutex::default(),
+        }
     }
 
     /// For everything that reads, or writes what is not part of a plan.
@@ -52,6 +61,18 @@ impl Kernel {
             *self.trial() = Some(made);
         }
         Ok(())
+    }
+
+    /// The same on a thread of its own; why it failed is kept for [`Kernel::trial_failure`].
+    pub fn prepare_trial_aside(&self) {
+        if let Err(error) = self.prepare_trial() {
+            *self.trial_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        }
+    }
+
+    /// Why the programs for trials could not be loaded, told once.
+    pub fn trial_failure(&self) -> Option<datapath::Error> {
+        self.trial_failure.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// For plans.

@@ -14,6 +14,8 @@ mod core;
 mod drain;
 mod endpoints;
 mod exits;
+#[cfg(test)]
+mod fixture;
 mod guard;
 mod handle;
 mod kernel;

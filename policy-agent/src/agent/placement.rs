@@ -197,54 +197,11 @@ fn list<'a>(links: impl Iterator<Item = &'a HostLink>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use policy_engine::model::{Labels, Phase};
+    use crate::agent::fixture::{self, interfaces, link};
     use policy_engine::world::Delta;
-    use std::net::IpAddr;
-
-    fn ip(text: &str) -> IpAddr {
-        text.parse().unwrap()
-    }
 
     fn pod(name: &str, addresses: &[&str]) -> Pod {
-        Pod {
-            key: ObjectKey::new("x", name),
-            uid: "".into(),
-            labels: Labels::default(),
-            node: Some("n1".into()),
-            host_network: false,
-            phase: Phase::Running,
-            terminating: false,
-            addresses: addresses.iter().map(|a| ip(a)).collect(),
-            ports: Vec::new(),
-            created: "".into(),
-            interface: None,
-        }
-    }
-
-    fn link(ifindex: u32, addresses: &[&str]) -> HostLink {
-        HostLink {
-            ifindex,
-            name: format!("veth{ifindex}"),
-            kind: "veth".to_owned(),
-            peer_ifindex: 2,
-            packets: 0,
-            addresses: addresses.iter().map(|a| ip(a)).collect(),
-        }
-    }
-
-    fn interfaces(links: &[HostLink]) -> Interfaces {
-        let mut all = Interfaces::default();
-        for link in links {
-            for address in &link.addresses {
-                if let Some(other) = all.by_address.remove(address) {
-                    all.ambiguous.insert(*address, vec![other, link.ifindex]);
-                } else {
-                    all.by_address.insert(*address, link.ifindex);
-                }
-            }
-            all.links.insert(link.ifindex, link.clone());
-        }
-        all
+        fixture::pod(name, "", addresses)
     }
 
     fn places(pods: &[Pod], links: &[HostLink], netns: &NetnsLinks) -> Vec<String> {

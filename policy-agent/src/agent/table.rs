@@ -373,35 +373,12 @@ fn main(addresses: &[IpAddr]) -> (Option<IpAddr>, Option<IpAddr>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::fixture::{link, pod};
     use policy_common::abi::EndpointWord;
-    use policy_engine::model::{Labels, Phase};
     use policy_engine::world::Delta;
 
-    fn pod(name: &str, uid: &str, addresses: &[&str]) -> Pod {
-        Pod {
-            key: ObjectKey::new("x", name),
-            uid: uid.into(),
-            labels: Labels::default(),
-            node: Some("n1".into()),
-            host_network: false,
-            phase: Phase::Running,
-            terminating: false,
-            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
-            ports: Vec::new(),
-            created: "".into(),
-            interface: None,
-        }
-    }
-
     fn at(ifindex: u32) -> Place {
-        Place::At(HostLink {
-            ifindex,
-            name: format!("veth{ifindex}"),
-            kind: "veth".to_owned(),
-            peer_ifindex: 2,
-            packets: 0,
-            addresses: Vec::new(),
-        })
+        Place::At(link(ifindex, &[]))
     }
 
     fn follow(table: &mut Table, pods: &[(Pod, u32)]) -> Changes {

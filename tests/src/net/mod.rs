@@ -3,10 +3,12 @@
 //! Nothing here has a name outside this process: a namespace lives as long as its descriptor, so a test that
 //! panics, or is killed, leaves neither namespaces nor links behind.
 
+mod echo;
 mod netns;
 mod node;
 mod rtnl;
 
+pub use echo::Echo;
 pub use netns::{Netns, sysctl};
 pub use node::{Attach, Host, Node, Topology};
 pub use rtnl::{Link, Rtnl};

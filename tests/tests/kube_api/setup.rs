@@ -4,13 +4,12 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use policy_tests::agent::{Agent, program_path};
 use policy_tests::cluster::{ApiServer, Client, Options};
-use policy_tests::net::{Attach, Host, Node, Topology};
+use policy_tests::net::{Attach, Echo, Host, Node, Topology};
 use policy_tests::scenario::root;
 use serde_json::{Value, json};
 
@@ -33,8 +32,7 @@ pub(crate) struct Setup {
     pub(crate) api: ApiServer,
     a: Arc<Host>,
     pub(crate) node: Node,
-    ending: Arc<AtomicBool>,
-    echo: Option<JoinHandle<()>>,
+    _echo: Echo,
 }
 
 impl Setup {
@@ -52,19 +50,8 @@ impl Setup {
         let options = Options { users: vec![USER.to_owned()], flags };
         let api = node.ns().run(|| ApiServer::start_with(options)).unwrap();
         let agent = Agent::new(&node).unwrap().kubeconfig(&api.kubeconfig);
-        let ending = Arc::new(AtomicBool::new(false));
-        let stop = ending.clone();
-        let socket = b.ns.run(|| UdpSocket::bind((B, PORT)).unwrap());
-        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-        let echo = thread::spawn(move || {
-            let mut bytes = [0; 64];
-            while !stop.load(Ordering::Relaxed) {
-                if let Ok((n, from)) = socket.recv_from(&mut bytes) {
-                    drop(socket.send_to(&bytes[..n], from));
-                }
-            }
-        });
-        let setup = Self { agent, api, a, node, ending, echo: Some(echo) };
+        let echo = Echo::new(&b.ns, SocketAddr::new(ip(B), PORT)).unwrap();
+        let setup = Self { agent, api, a, node, _echo: echo };
         setup.admin(|admin| {
             admin
                 .create(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-1"}}))
@@ -201,13 +188,6 @@ impl Setup {
         let path = self.api.kubeconfig.with_file_name(name);
         fs::write(&path, self.api.kubeconfig_for(token).unwrap()).unwrap();
         path
-    }
-}
-
-impl Drop for Setup {
-    fn drop(&mut self) {
-        self.ending.store(true, Ordering::Relaxed);
-        drop(self.echo.take().map(JoinHandle::join));
     }
 }
 
