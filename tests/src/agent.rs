@@ -25,6 +25,7 @@ pub struct Agent {
     node: std::sync::Arc<crate::net::Netns>,
     kubeconfig: Option<PathBuf>,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 impl Agent {
@@ -42,7 +43,15 @@ impl Agent {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let bpffs = Path::new(BPFFS).join(format!("policy-test-agent-{}-{number}", std::process::id()));
         let node = node.ns().clone();
-        Ok(Self { dir, bpffs, child: None, node, kubeconfig: None, arguments: Vec::new() })
+        Ok(Self {
+            dir,
+            bpffs,
+            child: None,
+            node,
+            kubeconfig: None,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+        })
     }
 
     /// Objects come from an API server, not from the folder of manifests.
@@ -60,6 +69,11 @@ impl Agent {
     /// Other arguments, from the next start on.
     pub fn set_arguments(&mut self, arguments: &[&str]) {
         self.arguments = arguments.iter().map(|text| (*text).to_owned()).collect();
+    }
+
+    /// Variables of the environment, from the next start on.
+    pub fn set_environment(&mut self, variables: Vec<(String, String)>) {
+        self.environment = variables;
     }
 
     /// Starts the process and returns once it answers.
@@ -94,7 +108,7 @@ impl Agent {
         command.arg("--socket").arg(self.socket());
         command.arg("--bpffs").arg(&self.bpffs);
         command.arg("--state-dir").arg(self.state_dir());
-        command.args(&self.arguments);
+        command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdout(log.try_clone()?).stderr(log).stdin(Stdio::null());
         self.child = Some(command.spawn().context("start policy-agent")?);
         Ok(())

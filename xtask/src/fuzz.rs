@@ -4,7 +4,7 @@ use std::{env, os::unix::process::CommandExt, process::Command};
 
 use anyhow::{Context, Result};
 
-use crate::command;
+use crate::{command, tally::Tally};
 
 /// What the compiler is told: any stable one can.
 const COUNT: &str = "-Cinstrument-coverage";
@@ -26,6 +26,21 @@ pub(crate) fn task(args: &[String]) -> Result<()> {
     let mut fuzz = command::new(&program.to_string_lossy());
     // The counters are read while it runs; nobody asks for the file at its end.
     command::run(fuzz.args(args).env("LLVM_PROFILE_FILE", "/dev/null"))
+}
+
+/// A short run of every target, as a stage of all tests.
+pub(crate) fn short() -> Tally {
+    const SECONDS: &str = "10";
+    let mut tally = Tally::default();
+    match task(&["--seconds".to_owned(), SECONDS.to_owned()]) {
+        Ok(()) => tally.passed = 1,
+        Err(error) => {
+            eprintln!("{error:#}");
+            tally.failed = 1;
+            tally.failures.push("guided fuzzing: cargo xtask fuzz".to_owned());
+        }
+    }
+    tally
 }
 
 /// In the place of the compiler, for a crate of the workspace: the compiler, told to count. `None`: this is no such call.

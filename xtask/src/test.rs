@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{build, cluster, command, fail, setup, tally::Tally, vm};
+use crate::{build, cluster, command, fail, fuzz, setup, tally::Tally, vm};
 
 /// Suites that need an API server have names that begin with "kube"; cargo's patterns can only say what to take.
 const WITHOUT_KUBE: [&str; 8] =
@@ -41,13 +41,17 @@ pub(crate) fn task(args: &[String]) -> Result<()> {
     stage("running the tests");
     let mut sum = workspace(filter, kube)?;
     if let Some(filter) = filter {
-        stage("with a filter no VM is started");
+        stage("with a filter nothing is fuzzed and no VM is started");
         if sum.passed + sum.failed == 0 {
             return Err(fail::hint(format!("no test has '{filter}' in its name"), "cargo test -- --list"));
         }
-    } else if vm {
-        stage("running the kernel suites on other kernels");
-        sum.add(&vm::all()?);
+    } else {
+        stage("fuzzing, guided by coverage");
+        sum.add(&fuzz::short());
+        if vm {
+            stage("running the kernel suites on other kernels");
+            sum.add(&vm::all()?);
+        }
     }
     if nodes {
         stage("running the suite on whole Kubernetes nodes");

@@ -340,6 +340,61 @@ mod tests {
         assert_eq!(p.documents[0].value["metadata"]["labels"]["1"], "2");
     }
 
+    /// Something in the text is gone, stands twice, or is another thing.
+    fn broken(text: &str, dice: &mut impl FnMut(usize) -> usize) -> String {
+        const WORDS: [&str; 14] =
+            ["{", "}", "[", "]", ":", "- ", "\n", "\n  ", "&a ", "*a", "<<: *a", "|\n", "\"", "\0\u{7f}é"];
+        let mut text = text.to_owned();
+        for _ in 0..=dice(4) {
+            let mut ends = [0; 2].map(|_| text.floor_char_boundary(dice(text.len() + 1)));
+            ends.sort_unstable();
+            let [from, to] = ends;
+            match dice(3) {
+                0 => text.replace_range(from..to.min(text.ceil_char_boundary(from + 8)), ""),
+                1 => {
+                    let again = text[from..to].to_owned();
+                    text.insert_str(from, &again);
+                }
+                _ => text.insert_str(from, WORDS[dice(WORDS.len())]),
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn broken_texts_are_told_and_spare_what_comes_after_them() {
+        const WHOLE: [&str; 3] = [
+            "kind: Pod\nmetadata: &a\n  name: a\n  labels: {app: \"b\"}\nspec:\n  note: |\n    x\n    y\n",
+            "kind: List\nitems:\n- {kind: Pod, metadata: {name: a}}\n- kind: Pod\n  metadata:\n    name: b\n",
+            "# first\n---\nkind: Pod\nmetadata: {name: a}\n---\nkind: Namespace\nmetadata: {name: x}\n...\n",
+        ];
+        const NEXT: &str = "kind: Pod\nmetadata: {name: the-next}\n";
+        let mut seed: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut dice = |bound: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            (seed % bound as u64) as usize
+        };
+        let mut told = 0;
+        for round in 0..20_000 {
+            let text = broken(WHOLE[round % WHOLE.len()], &mut dice);
+            let parsed = yaml(&format!("{text}\n---\n{NEXT}"));
+            assert!(names(&parsed).iter().any(|(name, _)| name == "the-next"), "{text:?}");
+            let lines = u32::try_from(text.lines().count()).unwrap() + 4;
+            for problem in &parsed.problems {
+                assert!(
+                    problem.line.is_some_and(|line| (1..=lines).contains(&line)),
+                    "{problem} of {text:?}"
+                );
+                assert!(!problem.message.is_empty(), "{text:?}");
+            }
+            told += usize::from(!parsed.problems.is_empty());
+            drop(json(&text));
+        }
+        assert!((5_000..19_000).contains(&told), "{told} of 20000 had something wrong");
+    }
+
     #[test]
     fn manifests_by_name() {
         for name in ["a.yaml", "a.YML", "a.b.json"] {

@@ -57,6 +57,12 @@ const PROGRAMS: &[Program] = &[
         scopes: &[Scope::Vm],
     },
     Program {
+        name: "faketime",
+        package: "faketime",
+        why: "a suite lets the agent's clock jump",
+        scopes: &[Scope::Test],
+    },
+    Program {
         name: "curl",
         package: "curl",
         why: "suites ask the API server",
