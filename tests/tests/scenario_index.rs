@@ -141,7 +141,7 @@ fn every_rule_of_the_semantics_names_its_test() {
         wrong.extend(names.iter().filter(|name| !known.has(name)).map(|name| format!("there is no {name}")));
     }
     // Outside of the tables ids of scenarios stand in backticks too.
-    let folders = ["edge/", "seeds/", "admission/", "k8s-e2e/", "recipes/"];
+    let folders = ["edge/", "seeds/", "admission/", "k8s-e2e/", "network-policy-api/", "recipes/"];
     let ids = quoted(&text).filter(|word| folders.iter().any(|folder| word.starts_with(folder)));
     wrong.extend(ids.filter(|id| !known.has(id)).map(|id| format!("there is no {id}")));
     assert!(wrong.is_empty(), "docs/semantics.md:\n{}", wrong.join("\n"));

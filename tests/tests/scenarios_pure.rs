@@ -52,8 +52,10 @@ fn bad_objects_are_told_by_field() {
 /// Steps and positions of the policies that a scenario applies. Files are looked at as a whole; the one of another
 /// product's kind is there because nothing changes.
 fn policies(case: &Case) -> Vec<(usize, usize)> {
-    let applies =
-        |action: &Action| action.apply.as_ref().is_some_and(|object| object["kind"] == "NetworkPolicy");
+    let kinds = ["NetworkPolicy", "ClusterNetworkPolicy"];
+    let applies = |action: &Action| {
+        action.apply.as_ref().is_some_and(|object| kinds.iter().any(|k| object["kind"] == *k))
+    };
     let steps = case.steps.iter().enumerate();
     let positions =
         steps.flat_map(|(n, step)| step.actions.iter().enumerate().map(move |(m, action)| (n, m, action)));

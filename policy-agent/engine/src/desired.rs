@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use policy_common::abi::{Direction, Interval, Outcome, action};
 
-use crate::model::{ContainerPort, ObjectKey, Policy, Protocol, Rule};
+use crate::model::{ClusterPolicy, ContainerPort, ObjectKey, Policy, Protocol, Rule};
 use crate::verdict::RuleRef;
 
 /// A hooked local pod.
@@ -86,7 +86,7 @@ impl DesiredEndpoint {
 /// What judges one direction of an endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RowChoice {
-    /// Not isolated.
+    /// No policy has anything to say.
     Open,
     /// Nothing passes.
     Closed,
@@ -101,6 +101,8 @@ pub struct RowSpec {
     pub direction: Direction,
     /// Policies that isolate in that direction, by key.
     pub policies: Vec<Arc<Policy>>,
+    /// Policies of the cluster with rules in that direction, in the order in which they are asked.
+    pub cluster: Vec<Arc<ClusterPolicy>>,
     /// Ports of the pod that ingress rules call by name, sorted.
     pub ports: Vec<ContainerPort>,
 }
@@ -116,31 +118,40 @@ impl RowSpec {
         rules.as_deref().unwrap_or_default()
     }
 
-    /// Namespace of the policies.
-    #[must_use]
-    pub fn namespace(&self) -> Arc<str> {
-        self.policies.first().map_or_else(|| Arc::from(""), |p| p.key.namespace.clone())
+    /// Who answers for the row: the namespace of its policies, and the empty one for those of the cluster.
+    pub fn owners(&self) -> impl Iterator<Item = Arc<str>> {
+        let own = self.policies.first().map(|p| p.key.namespace.clone());
+        own.into_iter().chain((!self.cluster.is_empty()).then(|| Arc::from("")))
     }
 
     /// Position of a rule of one of the row's policies.
     #[must_use]
-    pub fn rule_ref(&self, policy: &Policy, index: usize) -> RuleRef {
-        RuleRef {
-            policy: policy.key.clone(),
-            direction: self.direction,
-            index: u32::try_from(index).unwrap_or(u32::MAX),
-        }
+    pub fn rule_ref(&self, policy: ObjectKey, index: usize) -> RuleRef {
+        RuleRef { policy, direction: self.direction, index: u32::try_from(index).unwrap_or(u32::MAX) }
+    }
+
+    /// Keys of all policies: first those that isolate.
+    pub fn keys(&self) -> impl Iterator<Item = ObjectKey> {
+        self.policies.iter().map(|policy| policy.key.clone()).chain(self.cluster.iter().map(|p| p.key()))
+    }
+
+    fn is_like(&self, a: &ClusterPolicy, b: &ClusterPolicy) -> bool {
+        (&a.name, &a.uid, a.tier, a.priority) == (&b.name, &b.uid, b.tier, b.priority)
+            && a.rules(self.direction) == b.rules(self.direction)
     }
 }
 
 impl PartialEq for RowSpec {
     fn eq(&self, other: &Self) -> bool {
+        let same = |a: &Arc<Policy>, b: &Arc<Policy>| {
+            Arc::ptr_eq(a, b) || (a.key == b.key && a.uid == b.uid && self.rules(a) == other.rules(b))
+        };
         self.direction == other.direction
             && self.ports == other.ports
             && self.policies.len() == other.policies.len()
-            && self.policies.iter().zip(&other.policies).all(|(a, b)| {
-                Arc::ptr_eq(a, b) || (a.key == b.key && a.uid == b.uid && self.rules(a) == other.rules(b))
-            })
+            && self.cluster.len() == other.cluster.len()
+            && self.policies.iter().zip(&other.policies).all(|(a, b)| same(a, b))
+            && self.cluster.iter().zip(&other.cluster).all(|(a, b)| Arc::ptr_eq(a, b) || self.is_like(a, b))
     }
 }
 

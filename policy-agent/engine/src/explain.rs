@@ -8,22 +8,23 @@ use policy_common::abi::Direction;
 use policy_common::reason::Reason;
 
 use crate::model::{
-    NAMESPACE_NAME_LABEL, NamespaceScope, Peer, Peers, Pod, Policy, PortMatch, Ports, Protocol, Requirement,
-    Rule,
+    NAMESPACE_NAME_LABEL, NamespaceScope, ObjectKey, Peer, Peers, Pod, Policy, PortMatch, Ports, Protocol,
+    Requirement, Rule,
 };
-use crate::oracle::{self, pod_of_peer};
+use crate::oracle::{self, Judges, pod_of_peer};
 use crate::services;
 use crate::verdict::{Evaluation, Field, Nearest, Query, RuleRef, Side};
 use crate::words;
 use crate::world::{Entity, World};
 
 /// The rule of the isolating policies that came nearest to matching; `None` when they have no rules, when the pod is
-/// not isolated, and when a rule matches.
+/// not isolated, and when any rule decides.
 ///
 /// Nearer is who fails in fewer of peer, protocol and port; then who has the right peer; then policy key and index.
 #[must_use]
 pub fn nearest(world: &World, direction: Direction, query: &Query) -> Option<Nearest> {
     let pod = oracle::subject(world, direction, query)?;
+    let judges = Judges::of(world, &pod, direction);
     if direction == Direction::Egress
         && let Some(backends) = services::backends(world, &pod, query)
     {
@@ -31,26 +32,46 @@ pub fn nearest(world: &World, direction: Direction, query: &Query) -> Option<Nea
         let judged = backends.into_iter().filter(|backend| !world.is_node_of(&pod, backend.0));
         return judged
             .map(|backend| services::towards(query, backend))
-            .find_map(|query| nearest_of(world, &pod, direction, &query));
+            .find_map(|query| nearest_of(world, &judges, direction, &query));
     }
-    nearest_of(world, &pod, direction, query)
+    nearest_of(world, &judges, direction, query)
 }
 
-fn nearest_of(world: &World, pod: &Pod, direction: Direction, query: &Query) -> Option<Nearest> {
+fn nearest_of(world: &World, judges: &Judges<'_>, direction: Direction, query: &Query) -> Option<Nearest> {
+    let decided = judges.decide(world, direction, query);
+    if decided.passes || decided.rule.is_some() {
+        return None;
+    }
     let mut best: Option<(Distance, Candidate<'_>)> = None;
-    for policy in oracle::isolating(world, pod, direction) {
+    for policy in &judges.isolating {
         for (index, rule) in oracle::rules(policy, direction)?.iter().enumerate() {
             let candidate = Candidate { world, policy, rule, direction, query, index };
             let distance = candidate.distance();
-            if distance.failing == 0 {
-                return None;
-            }
             if best.as_ref().is_none_or(|(least, _)| distance < *least) {
                 best = Some((distance, candidate));
             }
         }
     }
     best.map(|(_, candidate)| candidate.into_nearest())
+}
+
+/// A rule as a person finds it: of a ClusterNetworkPolicy with the rule's name, tier and priority.
+#[must_use]
+pub fn rule(world: &World, rule: &RuleRef) -> String {
+    let Some(policy) = world.cluster_policies.get(&rule.policy.name).filter(|_| rule.is_of_cluster()) else {
+        return rule.to_string();
+    };
+    let name = policy.rules(rule.direction).get(rule.index as usize).map_or("", |rule| &*rule.name);
+    let name = if name.is_empty() { String::new() } else { format!(" \"{name}\"") };
+    format!("{rule}{name} ({} tier, priority {})", policy.tier, policy.priority)
+}
+
+/// ClusterNetworkPolicies with their tiers and priorities.
+fn cluster_policies(world: &World, keys: &[ObjectKey]) -> String {
+    words::list(keys.iter().map(|key| match world.cluster_policies.get(&key.name) {
+        Some(policy) => format!("{key} ({} tier, priority {})", policy.tier, policy.priority),
+        None => key.to_string(),
+    }))
 }
 
 /// How far a rule is from matching; the smallest is nearest.
@@ -95,7 +116,8 @@ impl Candidate<'_> {
     }
 
     fn distance(&self) -> Distance {
-        let wrong_peer = !oracle::peers_match(self.world, self.policy, &self.rule.peers, self.remote());
+        let own = &self.policy.key.namespace;
+        let wrong_peer = !oracle::peers_match(self.world, own, &self.rule.peers, self.remote());
         Distance { failing: u8::from(wrong_peer) + self.port_miss().failing(), wrong_peer }
     }
 
@@ -261,8 +283,15 @@ fn side_text(
     if !side.isolated_by.is_empty() {
         writeln!(out, "    isolated by: {}", words::list(&side.isolated_by))?;
     }
-    if let Some(rule) = &side.allowed_by {
-        writeln!(out, "    allowed by: {rule}")?;
+    if !side.cluster_policies.is_empty() {
+        writeln!(out, "    policies of the cluster: {}", cluster_policies(world, &side.cluster_policies))?;
+    }
+    let rules =
+        [("passed on by", &side.passed_by), ("denied by", &side.denied_by), ("allowed by", &side.allowed_by)];
+    for (what, found) in rules {
+        if let Some(found) = found {
+            writeln!(out, "    {what}: {}", rule(world, found))?;
+        }
     }
     match &side.nearest {
         Some(nearest) => {
@@ -270,6 +299,7 @@ fn side_text(
             writeln!(out, "      {} wanted: {}", nearest.field.name(), nearest.wanted)?;
             writeln!(out, "      {} got: {}", nearest.field.name(), nearest.got)
         }
+        None if side.denied_by.is_some() => Ok(()),
         None if !side.allows() && has_no_backend(world, query, direction) => {
             writeln!(out, "    nearest rule: none, the Service has no backend")
         }
@@ -291,6 +321,9 @@ fn why(world: &World, query: &Query, side: &Side) -> &'static str {
     }
     if side.reason == Reason::Allowed && side.allowed_by.is_none() && oracle::is_to_itself(world, query) {
         return "traffic of a pod to itself never leaves the pod";
+    }
+    if side.reason == Reason::Allowed && side.allowed_by.is_none() && side.isolated_by.is_empty() {
+        return "no rule decides it, and no NetworkPolicy isolates the pod in this direction";
     }
     side.reason.help()
 }

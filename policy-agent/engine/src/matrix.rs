@@ -8,14 +8,13 @@ mod through;
 use std::collections::BTreeSet;
 use std::fmt::{self, Display, Write};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use policy_common::abi::Direction;
 use serde::{Serialize, Serializer};
 
 pub use self::through::{BackendRow, ServiceRow, Through};
-use crate::model::{ObjectKey, Pod, Policy, Protocol};
-use crate::oracle;
+use crate::model::{ObjectKey, Pod, Protocol};
+use crate::oracle::{self, Judges};
 use crate::verdict::Query;
 use crate::words;
 use crate::world::World;
@@ -117,8 +116,8 @@ pub fn matrix(world: &World, ports: &[(Protocol, u16)]) -> Matrix {
 struct End<'a> {
     pod: &'a Pod,
     addresses: Vec<IpAddr>,
-    ingress: Vec<&'a Arc<Policy>>,
-    egress: Vec<&'a Arc<Policy>>,
+    ingress: Judges<'a>,
+    egress: Judges<'a>,
 }
 
 fn ends(world: &World) -> (Vec<End<'_>>, Vec<String>) {
@@ -138,8 +137,8 @@ fn ends(world: &World) -> (Vec<End<'_>>, Vec<String>) {
             without.push(&pod.key);
             continue;
         }
-        let isolating = |direction| oracle::isolating(world, pod, direction);
-        let (ingress, egress) = (isolating(Direction::Ingress), isolating(Direction::Egress));
+        let judges = |direction| Judges::of(world, pod, direction);
+        let (ingress, egress) = (judges(Direction::Ingress), judges(Direction::Egress));
         ends.push(End { pod, addresses, ingress, egress });
     }
     let mut notes = Vec::new();

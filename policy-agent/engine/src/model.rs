@@ -3,12 +3,16 @@
 //! A part of an object that cannot be honoured is represented by something that matches nothing; what is wrong with it
 //! is a [`Problem`] beside the value.
 
+mod tier;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+
+pub use self::tier::{Action, ClusterPolicy, Tier, TierRule};
 
 /// Labels of an object, shared between all objects with equal labels where the reader interns them.
 pub type Labels = Arc<BTreeMap<String, String>>;
@@ -387,6 +391,8 @@ pub enum Peer {
         /// Blocks strictly inside it.
         except: Vec<IpNet>,
     },
+    /// Addresses of the nodes whose labels match.
+    Nodes(Selector),
     /// Cannot be honoured: matches nothing.
     Nothing,
 }

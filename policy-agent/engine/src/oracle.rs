@@ -3,6 +3,8 @@
 //! It is slow and plain on purpose. The compiler must not use it (nor it the compiler): tests hold the two readings of
 //! the same model against each other. What it answers where the API is silent is listed in `docs/semantics.md`.
 
+mod tiers;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -10,7 +12,9 @@ use policy_common::abi::Direction;
 use policy_common::reason::Reason;
 
 use crate::explain;
-use crate::model::{NamespaceScope, Peer, Peers, Pod, Policy, PortMatch, Ports, Protocol, Rule};
+use crate::model::{
+    Action, ClusterPolicy, NamespaceScope, Peer, Peers, Pod, Policy, PortMatch, Ports, Protocol, Rule, Tier,
+};
 use crate::services;
 use crate::verdict::{Evaluation, Query, RuleRef, Side};
 use crate::world::World;
@@ -41,17 +45,9 @@ pub fn verdicts(world: &World, query: &Query) -> Evaluation {
 /// Judges one side: the egress of the source or the ingress of the destination. `nearest` stays empty.
 #[must_use]
 pub fn side(world: &World, direction: Direction, query: &Query) -> Side {
-    let Some(pod) = subject(world, direction, query) else {
-        return Side {
-            reason: Reason::NotIsolated,
-            pod: None,
-            isolated_by: Vec::new(),
-            allowed_by: None,
-            nearest: None,
-        };
-    };
-    let isolating = isolating(world, &pod, direction);
-    judge(world, direction, query, &pod, &isolating)
+    let Some(pod) = subject(world, direction, query) else { return Side::open(None) };
+    let judges = Judges::of(world, &pod, direction);
+    judge(world, direction, query, &pod, &judges)
 }
 
 /// The pod whose policies judge this side: the source for egress, the destination for ingress.
@@ -64,44 +60,89 @@ pub(crate) fn subject(world: &World, direction: Direction, query: &Query) -> Opt
     }
 }
 
-/// The policies that isolate a pod in a direction: those of its namespace that select it and name the direction.
-pub(crate) fn isolating<'a>(world: &'a World, pod: &'a Pod, direction: Direction) -> Vec<&'a Arc<Policy>> {
-    world
-        .policies_of(&pod.key.namespace)
-        .filter(|policy| rules(policy, direction).is_some() && policy.pod_selector.matches(&pod.labels))
-        .collect()
+/// The policies that judge a pod in a direction.
+pub(crate) struct Judges<'a> {
+    /// Those of its namespace that select it and name the direction: they isolate it.
+    pub(crate) isolating: Vec<&'a Arc<Policy>>,
+    /// Those of the cluster that have rules for it, in the order in which they are asked: they isolate nobody.
+    cluster: Vec<&'a Arc<ClusterPolicy>>,
 }
 
-/// Judges a side whose pod and isolating policies are known.
+impl<'a> Judges<'a> {
+    /// Those of a pod.
+    pub(crate) fn of(world: &'a World, pod: &'a Pod, direction: Direction) -> Self {
+        let of_namespace = world.policies_of(&pod.key.namespace);
+        let isolates = |policy: &&Arc<Policy>| {
+            rules(policy, direction).is_some() && policy.pod_selector.matches(&pod.labels)
+        };
+        Self {
+            isolating: of_namespace.filter(isolates).collect(),
+            cluster: tiers::concerning(world, pod, direction),
+        }
+    }
+
+    /// What they say of a flow.
+    pub(crate) fn decide(&self, world: &World, direction: Direction, query: &Query) -> Decided {
+        let mut passed_on = None;
+        for tier in Tier::ALL {
+            match tiers::ask(world, tier, &self.cluster, direction, query) {
+                Some((Action::Accept, rule)) => return Decided { passes: true, rule: Some(rule), passed_on },
+                Some((Action::Deny, rule)) => return Decided { passes: false, rule: Some(rule), passed_on },
+                Some((Action::Pass, rule)) => passed_on = Some(rule),
+                None => {}
+            }
+            if tier == Tier::Admin && !self.isolating.is_empty() {
+                // Who is isolated is judged to the end here.
+                let rule = first_match(world, direction, query, &self.isolating);
+                return Decided { passes: rule.is_some(), rule, passed_on };
+            }
+        }
+        Decided { passes: true, rule: None, passed_on }
+    }
+}
+
+/// A decision: denied without a rule = isolated, and none matches.
+pub(crate) struct Decided {
+    pub(crate) passes: bool,
+    pub(crate) rule: Option<RuleRef>,
+    passed_on: Option<RuleRef>,
+}
+
+/// Judges a side whose pod and policies are known.
 pub(crate) fn judge(
     world: &World,
     direction: Direction,
     query: &Query,
     pod: &Pod,
-    isolating: &[&Arc<Policy>],
+    judges: &Judges<'_>,
 ) -> Side {
+    if judges.isolating.is_empty() && judges.cluster.is_empty() {
+        return Side::open(Some(pod.key.clone()));
+    }
     let backends = if direction == Direction::Egress { services::backends(world, pod, query) } else { None };
-    let (passes, allowed_by) = match &backends {
-        Some(backends) => every_backend(world, pod, query, isolating, backends),
-        None => {
-            let rule = first_match(world, direction, query, isolating);
-            (rule.is_some(), rule)
-        }
+    let decided = match &backends {
+        Some(backends) => every_backend(world, pod, query, judges, backends),
+        None => judges.decide(world, direction, query),
     };
-    let reason = if isolating.is_empty() {
-        Reason::NotIsolated
-    } else if backends.is_none() && is_own_node_traffic(world, direction, query, pod) {
+    let reason = if backends.is_none() && is_own_node_traffic(world, direction, query, pod) {
         Reason::OwnNode
-    } else if passes || is_to_itself(world, query) {
+    } else if decided.passes || is_to_itself(world, query) {
         Reason::Allowed
+    } else if decided.rule.is_some() {
+        Reason::DeniedByRule
     } else {
         Reason::NoRuleMatched
     };
+    let Decided { passes, rule, passed_on } = decided;
+    let (allowed_by, denied_by) = if passes { (rule, None) } else { (None, rule) };
     Side {
         reason,
         pod: Some(pod.key.clone()),
-        isolated_by: isolating.iter().map(|policy| policy.key.clone()).collect(),
+        isolated_by: judges.isolating.iter().map(|policy| policy.key.clone()).collect(),
+        cluster_policies: judges.cluster.iter().map(|policy| policy.key()).collect(),
+        passed_by: passed_on,
         allowed_by: allowed_by.filter(|_| reason == Reason::Allowed),
+        denied_by: denied_by.filter(|_| reason == Reason::DeniedByRule),
         nearest: None,
     }
 }
@@ -124,29 +165,30 @@ fn first_match(
     })
 }
 
-/// Whether a pod may open to everything that the node may choose, of which there must be something; and by which rule to
-/// the first.
+/// Whether a pod may open to everything that the node may choose, of which there must be something: by the first
+/// backend's rule if it may, else as the first says that it may not open to.
 fn every_backend(
     world: &World,
     pod: &Pod,
     query: &Query,
-    isolating: &[&Arc<Policy>],
+    judges: &Judges<'_>,
     backends: &[(IpAddr, u16)],
-) -> (bool, Option<RuleRef>) {
-    let judged: Vec<(bool, Option<RuleRef>)> = backends
-        .iter()
-        .map(|backend| {
-            let query = services::towards(query, *backend);
+) -> Decided {
+    let mut first = None;
+    for backend in backends {
+        let query = services::towards(query, *backend);
+        let decided = if world.is_node_of(pod, query.destination) {
             // What the node delivers to itself is allowed, whether it was translated or not.
-            if world.is_node_of(pod, query.destination) {
-                return (true, None);
-            }
-            let rule = first_match(world, Direction::Egress, &query, isolating);
-            (rule.is_some(), rule)
-        })
-        .collect();
-    let passes = !judged.is_empty() && judged.iter().all(|(passes, _)| *passes);
-    (passes, judged.into_iter().next().and_then(|(_, rule)| rule).filter(|_| passes))
+            Decided { passes: true, rule: None, passed_on: None }
+        } else {
+            judges.decide(world, Direction::Egress, &query)
+        };
+        if !decided.passes {
+            return decided;
+        }
+        first.get_or_insert(decided);
+    }
+    first.unwrap_or(Decided { passes: false, rule: None, passed_on: None })
 }
 
 /// The rules of a policy in a direction; `None` if it does not isolate in that direction.
@@ -176,7 +218,8 @@ pub(crate) fn is_to_itself(world: &World, query: &Query) -> bool {
 /// A rule matches if one of its peers and one of its ports do.
 fn rule_matches(world: &World, policy: &Policy, rule: &Rule, direction: Direction, query: &Query) -> bool {
     let Rule { peers, ports } = rule;
-    peers_match(world, policy, peers, remote_address(direction, query)) && ports_match(world, ports, query)
+    let remote = remote_address(direction, query);
+    peers_match(world, &policy.key.namespace, peers, remote) && ports_match(world, ports, query)
 }
 
 /// The address of the other end.
@@ -193,14 +236,15 @@ pub(crate) fn pod_of_peer(world: &World, address: IpAddr) -> Option<Arc<Pod>> {
     if world.is_host_address(address) { None } else { world.pod_at(address) }
 }
 
-pub(crate) fn peers_match(world: &World, policy: &Policy, peers: &Peers, remote: IpAddr) -> bool {
+/// Whether a rule of a policy of namespace `own` is about an address.
+pub(crate) fn peers_match(world: &World, own: &str, peers: &Peers, remote: IpAddr) -> bool {
     match peers {
         Peers::All => true,
-        Peers::Any(peers) => peers.iter().any(|peer| peer_matches(world, policy, peer, remote)),
+        Peers::Any(peers) => peers.iter().any(|peer| peer_matches(world, own, peer, remote)),
     }
 }
 
-fn peer_matches(world: &World, policy: &Policy, peer: &Peer, remote: IpAddr) -> bool {
+fn peer_matches(world: &World, own: &str, peer: &Peer, remote: IpAddr) -> bool {
     match peer {
         // By address alone: pods and nodes inside the block match too.
         Peer::Block { cidr, except } => {
@@ -210,11 +254,16 @@ fn peer_matches(world: &World, policy: &Policy, peer: &Peer, remote: IpAddr) -> 
             let Some(pod) = pod_of_peer(world, remote) else { return false };
             let namespace = &pod.key.namespace;
             let in_scope = match namespaces {
-                NamespaceScope::Own => *namespace == policy.key.namespace,
+                NamespaceScope::Own => **namespace == *own,
                 NamespaceScope::Selector(selector) => selector.matches(&world.namespace_labels(namespace)),
             };
             in_scope && pods.matches(&pod.labels)
         }
+        // By address alone too.
+        Peer::Nodes(selector) => world
+            .nodes
+            .values()
+            .any(|node| node.addresses.contains(&remote) && selector.matches(&node.labels)),
         Peer::Nothing => false,
     }
 }

@@ -8,16 +8,17 @@ use imbl::OrdMap;
 use crate::compile::{Compiler, Share};
 use crate::desired::{Desired, Endpoint};
 use crate::limits::Limits;
-use crate::model::{ObjectKey, Policy};
+use crate::model::{ClusterPolicy, ObjectKey, Pod, Policy};
 use crate::plan::Plan;
 use crate::rule_ids::RuleIds;
 use crate::tables::{PlanError, Table, Tables};
 use crate::world::World;
 
-/// What happens to the policies of a namespace that do not fit.
+/// What happens to the policies of a namespace, or of the cluster, that do not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Held {
-    /// The policies that were installed last stay; newer ones isolate and their rules match nothing.
+    /// The policies that were installed last stay; newer ones isolate and their rules match nothing. Of the cluster:
+    /// what newer ones accept they do not match, and else they deny everything.
     LastGood,
     /// All policies isolate and their rules match nothing.
     Closed,
@@ -26,7 +27,7 @@ pub enum Held {
 /// A namespace whose policies do not fit, and what is enforced instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Namespace.
+    /// Namespace; empty for the policies of the cluster.
     pub namespace: Arc<str>,
     /// What is enforced instead.
     pub held: Held,
@@ -36,7 +37,7 @@ pub struct Refusal {
     pub needed: u64,
     /// Entries there can be.
     pub limit: u64,
-    /// Hooked pods of the namespace.
+    /// Hooked pods of the namespace, or those that policies of the cluster are about.
     pub endpoints: Vec<ObjectKey>,
 }
 
@@ -51,6 +52,31 @@ pub struct Planned {
     pub busy: Option<Table>,
 }
 
+/// The policies that are in force.
+#[derive(Clone, Debug, Default)]
+struct Installed {
+    policies: OrdMap<ObjectKey, Arc<Policy>>,
+    cluster: OrdMap<Arc<str>, Arc<ClusterPolicy>>,
+}
+
+impl Installed {
+    /// Nothing of a closed owner is installed, so nothing of it is a last good version.
+    fn forget(&mut self, owner: &str, world: &World) {
+        if owner.is_empty() {
+            self.cluster = OrdMap::new();
+        }
+        for policy in world.policies_of(owner) {
+            self.policies.remove(&policy.key);
+        }
+    }
+
+    /// Whether the policies of an owner are others than those of the world.
+    fn differ(&self, owner: &str, world: &World) -> bool {
+        !world.policies_of(owner).eq(policies_in(&self.policies, owner))
+            || owner.is_empty() && world.cluster_policies != self.cluster
+    }
+}
+
 /// Compiler, tables and what was last installed.
 #[derive(Clone, Debug)]
 pub struct Planner {
@@ -59,7 +85,7 @@ pub struct Planner {
     pub tables: Tables,
     /// Numbers of rules; saved across restarts.
     pub rules: RuleIds,
-    installed: OrdMap<ObjectKey, Arc<Policy>>,
+    installed: Installed,
     enforced: World,
 }
 
@@ -71,7 +97,7 @@ impl Planner {
             compiler: Compiler::new(limits),
             tables,
             rules,
-            installed: OrdMap::new(),
+            installed: Installed::default(),
             enforced: World::default(),
         }
     }
@@ -90,33 +116,30 @@ impl Planner {
             };
             match error {
                 Ok(plan) => {
-                    self.installed = effective.policies.clone();
+                    self.installed = Installed {
+                        policies: effective.policies.clone(),
+                        cluster: effective.cluster_policies.clone(),
+                    };
                     self.enforced = effective;
-                    // Nothing of a closed namespace is installed, so nothing of it is a last good version.
                     for refusal in held.values().filter(|r| r.held == Held::Closed) {
-                        for policy in world.policies_of(&refusal.namespace) {
-                            self.installed.remove(&policy.key);
-                        }
+                        self.installed.forget(&refusal.namespace, world);
                     }
                     return Planned { plan, refusals: held.into_values().collect(), busy: None };
                 }
                 Err((_, PlanError::Busy(table))) => return self.nothing(held, Some(table)),
                 Err((namespace, PlanError::Full { table, needed, limit })) => {
                     let shares = self.compiler.shares(&desired);
-                    let changed = |namespace: &str| {
-                        !world.policies_of(namespace).eq(policies_in(&self.installed, namespace))
-                    };
+                    let changed = |owner: &str| self.installed.differ(owner, world);
                     let victim = victim(&shares, &held, namespace, table, changed);
                     let Some((namespace, level)) = victim else {
                         // Nothing of this is due to policies; the tables stay as they are.
                         return self.nothing(held, Some(table));
                     };
-                    let endpoints = endpoints
-                        .iter()
-                        .map(|e| &e.pod)
-                        .filter(|p| p.namespace == namespace)
-                        .cloned()
-                        .collect();
+                    let concerned = |pod: &&ObjectKey| match &*namespace {
+                        "" => world.pods.get(*pod).is_some_and(|pod| of_cluster(world, pod)),
+                        namespace => *pod.namespace == *namespace,
+                    };
+                    let endpoints = endpoints.iter().map(|e| &e.pod).filter(concerned).cloned().collect();
                     let refusal = Refusal {
                         namespace: namespace.clone(),
                         held: level,
@@ -158,12 +181,25 @@ impl Planner {
                 effective.policies.insert(policy.key.clone(), Arc::new(isolating(policy)));
             }
             // Also those that are gone: taking one away from the others could open a pod half-way.
-            for policy in policies_in(&self.installed, namespace) {
+            for policy in policies_in(&self.installed.policies, namespace) {
                 effective.policies.insert(policy.key.clone(), policy.clone());
+            }
+            if namespace.is_empty() {
+                let closed = |(name, policy): (&Arc<str>, &Arc<ClusterPolicy>)| {
+                    (name.clone(), Arc::new(policy.closed()))
+                };
+                let new = world.cluster_policies.iter().map(closed);
+                effective.cluster_policies = self.installed.cluster.clone().union(new.collect());
             }
         }
         effective
     }
+}
+
+/// Whether policies of the cluster are about a pod.
+fn of_cluster(world: &World, pod: &Pod) -> bool {
+    let labels = world.namespace_labels(&pod.key.namespace);
+    world.cluster_policies.values().any(|policy| policy.concerns(&labels, pod))
 }
 
 /// The policy without its rules.

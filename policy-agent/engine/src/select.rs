@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{Requirement, Selector};
+use crate::model::{ClusterPolicy, Pod, Requirement, Selector};
 
 impl Selector {
     /// Whether all requirements hold for these labels; a selector without requirements matches everything.
@@ -15,6 +15,15 @@ impl Selector {
     #[must_use]
     pub fn first_failing(&self, labels: &BTreeMap<String, String>) -> Option<&Requirement> {
         self.requirements.iter().find(|requirement| !requirement.holds(labels))
+    }
+}
+
+impl ClusterPolicy {
+    /// Whether it has rules and its subject holds the pod of a namespace with these labels.
+    #[must_use]
+    pub fn concerns(&self, namespace: &BTreeMap<String, String>, pod: &Pod) -> bool {
+        let has_rules = !(self.ingress.is_empty() && self.egress.is_empty());
+        has_rules && self.namespaces.matches(namespace) && self.pods.matches(&pod.labels)
     }
 }
 

@@ -53,16 +53,26 @@ impl Corners {
         ports.extend(world.pods.values().flat_map(|pod| pod.ports.iter().map(|port| port.port)));
         for policy in world.policies.values() {
             for rule in policy.ingress.iter().chain(&policy.egress).flatten() {
-                if let Peers::Any(peers) = &rule.peers {
-                    peers.iter().for_each(|peer| block_corners(peer, &mut addresses));
-                }
-                if let Ports::Any(entries) = &rule.ports {
-                    entries.iter().for_each(|entry| port_corners(entry, &mut ports));
-                }
+                rule_corners(&rule.peers, &rule.ports, &mut addresses, &mut ports);
             }
         }
+        for policy in world.cluster_policies.values() {
+            for rule in policy.ingress.iter().chain(&policy.egress) {
+                rule_corners(&rule.peers, &rule.ports, &mut addresses, &mut ports);
+            }
+        }
+        addresses.extend(world.nodes.values().flat_map(|node| node.addresses.iter().copied()));
         ports.retain(|port| (1..EPHEMERAL).contains(port));
         Self { addresses: addresses.into_iter().collect(), ports: ports.into_iter().collect() }
+    }
+}
+
+fn rule_corners(of: &Peers, at: &Ports, addresses: &mut BTreeSet<IpAddr>, ports: &mut BTreeSet<u16>) {
+    if let Peers::Any(peers) = of {
+        peers.iter().for_each(|peer| block_corners(peer, addresses));
+    }
+    if let Ports::Any(entries) = at {
+        entries.iter().for_each(|entry| port_corners(entry, ports));
     }
 }
 

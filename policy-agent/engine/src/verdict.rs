@@ -34,6 +34,14 @@ pub struct RuleRef {
     pub index: u32,
 }
 
+impl RuleRef {
+    /// Whether it is a rule of a ClusterNetworkPolicy: those have no namespace.
+    #[must_use]
+    pub fn is_of_cluster(&self) -> bool {
+        self.policy.namespace.is_empty()
+    }
+}
+
 impl fmt::Display for RuleRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}[{}]", self.policy, self.direction.name(), self.index)
@@ -95,15 +103,36 @@ pub struct Side {
     pub reason: Reason,
     /// The pod that is judged; `None` when that end is not a pod that policy selects.
     pub pod: Option<ObjectKey>,
-    /// Policies that isolate the pod in this direction, sorted.
+    /// NetworkPolicies that isolate the pod in this direction, sorted.
     pub isolated_by: Vec<ObjectKey>,
-    /// The first rule that allows, in order of policy key and rule index.
+    /// ClusterNetworkPolicies with rules for the pod in this direction, in the order in which they are asked.
+    pub cluster_policies: Vec<ObjectKey>,
+    /// The last rule that passed the flow on to the next tier.
+    pub passed_by: Option<RuleRef>,
+    /// The rule that allows: of NetworkPolicies the first, in order of policy key and rule index. `None` also where no
+    /// rule says anything and the pod is not isolated.
     pub allowed_by: Option<RuleRef>,
-    /// When denied: the rule that came nearest. `None` when the isolating policies have no rules.
+    /// The rule that denies.
+    pub denied_by: Option<RuleRef>,
+    /// When no rule matched: the rule of the isolating policies that came nearest. `None` when they have no rules.
     pub nearest: Option<Nearest>,
 }
 
 impl Side {
+    /// No policy has anything to say.
+    pub(crate) fn open(pod: Option<ObjectKey>) -> Self {
+        Self {
+            reason: Reason::NotIsolated,
+            pod,
+            isolated_by: Vec::new(),
+            cluster_policies: Vec::new(),
+            passed_by: None,
+            allowed_by: None,
+            denied_by: None,
+            nearest: None,
+        }
+    }
+
     /// Whether this side lets the flow open.
     #[must_use]
     pub fn allows(&self) -> bool {

@@ -97,6 +97,8 @@ impl Display for Peer {
                     NamespaceScope::Selector(selector) => write!(f, " of namespaces {selector}"),
                 }
             }
+            Self::Nodes(selector) if selector.requirements.is_empty() => f.write_str("all nodes"),
+            Self::Nodes(selector) => write!(f, "nodes {selector}"),
             Self::Nothing => f.write_str("(unreadable peer)"),
         }
     }

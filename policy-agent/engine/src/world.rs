@@ -13,8 +13,8 @@ use imbl::ordmap::DiffItem;
 use self::index::{Index, first_at};
 pub use self::services::FrontPort;
 use crate::model::{
-    EndpointSlice, Labels, NAMESPACE_NAME_LABEL, Namespace, Node, ObjectKey, Pod, Policy, Service,
-    ServiceMode,
+    ClusterPolicy, EndpointSlice, Labels, NAMESPACE_NAME_LABEL, Namespace, Node, ObjectKey, Pod, Policy,
+    Service, ServiceMode,
 };
 
 /// One change. Sources produce nothing else.
@@ -51,6 +51,10 @@ pub enum Delta {
     Policy(Policy),
     /// A policy is gone.
     PolicyGone(ObjectKey),
+    /// A policy of the whole cluster was added or changed.
+    ClusterPolicy(ClusterPolicy),
+    /// A policy of the whole cluster is gone.
+    ClusterPolicyGone(Arc<str>),
     /// The complete set of addresses configured in the host's network namespace.
     HostAddresses(BTreeSet<IpAddr>),
 }
@@ -90,6 +94,8 @@ pub struct World {
     pub service_mode: ServiceMode,
     /// Policies by key.
     pub policies: OrdMap<ObjectKey, Arc<Policy>>,
+    /// Policies of the whole cluster by name.
+    pub cluster_policies: OrdMap<Arc<str>, Arc<ClusterPolicy>>,
     /// Addresses configured in the host's network namespace.
     pub host_addresses: Arc<BTreeSet<IpAddr>>,
     index: Index,
@@ -118,6 +124,8 @@ impl World {
             Delta::ServiceMode(new) => std::mem::replace(&mut self.service_mode, new) != new,
             Delta::Policy(new) => put(&mut self.policies, new.key.clone(), new).is_some(),
             Delta::PolicyGone(key) => self.policies.remove(&key).is_some(),
+            Delta::ClusterPolicy(new) => put(&mut self.cluster_policies, new.name.clone(), new).is_some(),
+            Delta::ClusterPolicyGone(name) => self.cluster_policies.remove(&name).is_some(),
             Delta::HostAddresses(new) => {
                 let changed = *self.host_addresses != new;
                 self.host_addresses = Arc::new(new);
@@ -191,6 +199,14 @@ impl World {
             .range(ObjectKey::new(namespace, "")..)
             .take_while(move |(key, _)| &*key.namespace == namespace)
             .map(|(_, policy)| policy)
+    }
+
+    /// Whether a policy of any kind concerns the pod: without one, nothing that it sends or receives is judged.
+    #[must_use]
+    pub fn is_concerned(&self, pod: &Pod) -> bool {
+        let labels = self.namespace_labels(&pod.key.namespace);
+        self.policies_of(&pod.key.namespace).any(|policy| policy.pod_selector.matches(&pod.labels))
+            || self.cluster_policies.values().any(|policy| policy.concerns(&labels, pod))
     }
 
     /// Labels of a namespace. One without an object exists all the same, with the label of its name alone.

@@ -85,6 +85,8 @@ impl Claims {
             | Delta::ServiceMode(_)
             | Delta::Policy(_)
             | Delta::PolicyGone(_)
+            | Delta::ClusterPolicy(_)
+            | Delta::ClusterPolicyGone(_)
             | Delta::HostAddresses(_)) => other,
         }
     }

@@ -1,6 +1,6 @@
 //! Interfaces that must not carry packets before it is known whose they are.
 //!
-//! A pod's interface has its address before the API says so. While some pod of this node that policy isolates waits for
+//! A pod's interface has its address before the API says so. While some pod of this node that policy concerns waits for
 //! its address, an interface that appears and belongs to nobody may be that pod's: it gets an endpoint at once, closed
 //! in both directions, which becomes the pod's own as soon as the pod's address is known.
 
@@ -64,16 +64,13 @@ impl Guards {
         links
     }
 
-    /// Whether a pod of this node that some policy isolates waits for its address, or lost its interface.
+    /// Whether a pod of this node that some policy concerns waits for its address, or lost its interface.
     fn waits(&self, world: &World, places: &BTreeMap<ObjectKey, Place>) -> bool {
         let lost = |pod: &Pod| {
             self.seen.contains(&pod.key) && places.get(&pod.key).is_some_and(|p| p.ifindex().is_none())
         };
         let waiting = |pod: &Pod| !pod.terminating && (pod.addresses.is_empty() || lost(pod));
-        let isolated = |pod: &Pod| {
-            world.policies_of(&pod.key.namespace).any(|policy| policy.pod_selector.matches(&pod.labels))
-        };
-        world.local_pods().any(|pod| waiting(pod) && isolated(pod))
+        world.local_pods().any(|pod| waiting(pod) && world.is_concerned(pod))
     }
 
     /// When the next guard is given up.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use policy_common::abi::Direction;
 use policy_common::reason::Reason;
 use policy_engine::address::is_identity;
-use policy_engine::model::{ObjectKey, Policy, Requirement, Selector};
+use policy_engine::model::ObjectKey;
 use policy_engine::world::World;
 use tokio::sync::oneshot;
 
@@ -22,7 +22,6 @@ use crate::api::{AgentView, Verifying, Waiting};
 use crate::cgroup::Hierarchy;
 use crate::datapath::Mechanism;
 use crate::proto::agent::{self as proto, EndpointState};
-use crate::source::objects::policy_of;
 
 /// What the API needs of the agent.
 #[derive(Debug)]
@@ -74,7 +73,10 @@ impl AgentView for Handle {
 
     fn policies(&self) -> Vec<proto::Policy> {
         let view = self.published.get();
-        view.world.policies.values().map(|policy| of_policy(policy, &view)).collect()
+        let of_cluster = view.world.cluster_policies.values();
+        let of_cluster = of_cluster.map(|policy| super::listed::of_cluster_policy(policy, &view));
+        let of_namespaces = view.world.policies.values();
+        of_namespaces.map(|policy| super::listed::of_policy(policy, &view)).chain(of_cluster).collect()
     }
 
     fn endpoints(&self) -> Vec<proto::Endpoint> {
@@ -288,7 +290,10 @@ fn problems(view: &View) -> Vec<proto::Problem> {
     });
     let words = |message: String| proto::Problem { message, ..proto::Problem::default() };
     let refused = view.refused.iter().map(|refusal| proto::Problem {
-        object: format!("Namespace {}", refusal.namespace),
+        object: match &*refusal.namespace {
+            "" => "ClusterNetworkPolicies".to_owned(),
+            namespace => format!("Namespace {namespace}"),
+        },
         message: refusal_text(refusal),
         ..proto::Problem::default()
     });
@@ -309,69 +314,11 @@ fn objects(world: &World) -> Vec<proto::Count> {
     let count = |name: &str, count: usize| proto::Count { name: name.to_owned(), count: count as u64 };
     vec![
         count("policies", world.policies.len()),
+        count("cluster policies", world.cluster_policies.len()),
         count("pods", world.pods.len()),
         count("namespaces", world.namespaces.len()),
         count("nodes", world.nodes.len()),
         count("services", world.services.len()),
         count("endpoint slices", world.slices.len()),
     ]
-}
-
-fn of_policy(policy: &Policy, view: &View) -> proto::Policy {
-    let selected: Vec<_> = view
-        .world
-        .pods
-        .range(policy_engine::model::ObjectKey::new(&policy.key.namespace, "")..)
-        .take_while(|(key, _)| key.namespace == policy.key.namespace)
-        .filter(|(_, pod)| pod.is_subject() && policy.pod_selector.matches(&pod.labels))
-        .collect();
-    let local = selected.iter().filter(|(_, pod)| pod.node.as_ref() == Some(&view.world.node_name)).count();
-    let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    let problems = view.problems.iter().filter(|p| policy_of(p).as_ref() == Some(&policy.key)).count();
-    proto::Policy {
-        namespace: policy.key.namespace.to_string(),
-        name: policy.key.name.to_string(),
-        kind: "NetworkPolicy".to_owned(),
-        ingress: policy.ingress.is_some(),
-        egress: policy.egress.is_some(),
-        ingress_rules: number(policy.ingress.as_ref().map_or(0, Vec::len)),
-        egress_rules: number(policy.egress.as_ref().map_or(0, Vec::len)),
-        selected_pods: number(selected.len()),
-        local_pods: number(local),
-        selector: selector(&policy.pod_selector),
-        problems: number(problems),
-    }
-}
-
-/// A selector as `kubectl` writes it.
-fn selector(selector: &Selector) -> String {
-    let part = |requirement: &Requirement| match requirement {
-        Requirement::In(key, values) if values.len() == 1 => format!("{key}={}", values[0]),
-        Requirement::In(key, values) => format!("{key} in ({})", values.join(",")),
-        Requirement::NotIn(key, values) if values.len() == 1 => format!("{key}!={}", values[0]),
-        Requirement::NotIn(key, values) => format!("{key} notin ({})", values.join(",")),
-        Requirement::Exists(key) => key.clone(),
-        Requirement::DoesNotExist(key) => format!("!{key}"),
-        Requirement::Never => "(unreadable)".to_owned(),
-    };
-    selector.requirements.iter().map(part).collect::<Vec<_>>().join(",")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn selectors_are_written_as_kubectl_does() {
-        let list = |values: &[&str]| values.iter().map(|v| (*v).to_owned()).collect();
-        let all = Selector {
-            requirements: vec![
-                Requirement::In("a".into(), list(&["b"])),
-                Requirement::NotIn("c".into(), list(&["d", "e"])),
-                Requirement::DoesNotExist("f".into()),
-            ],
-        };
-        assert_eq!(selector(&all), "a=b,c notin (d,e),!f");
-        assert_eq!(selector(&Selector::default()), "");
-    }
 }

@@ -19,6 +19,7 @@ mod fixture;
 mod guard;
 mod handle;
 mod kernel;
+mod listed;
 mod origin;
 mod placement;
 mod retry;

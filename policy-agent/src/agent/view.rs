@@ -54,9 +54,9 @@ pub struct EndpointView {
     pub id: u32,
     /// Rows and epoch.
     pub word: EndpointWord,
-    /// Policies that isolate it on ingress.
+    /// Policies that judge it on ingress: those that isolate it, then those of the cluster.
     pub ingress: Vec<ObjectKey>,
-    /// Policies that isolate it on egress.
+    /// Policies that judge it on egress.
     pub egress: Vec<ObjectKey>,
     /// Packets passed before the first hook was in place.
     pub unprotected: bool,
@@ -223,12 +223,19 @@ impl View {
 pub fn refusal_text(refusal: &Refusal) -> String {
     let Refusal { namespace, held, table, needed, limit, .. } = refusal;
     let instead = match held {
+        Held::LastGood if namespace.is_empty() => {
+            "the last ones that fitted stay in force; newer ones accept nothing, and deny everything if they deny or pass"
+        }
         Held::LastGood => "its last policies that fitted stay in force; newer ones isolate and allow nothing",
+        Held::Closed if namespace.is_empty() => "the pods that they are about are closed",
         Held::Closed => "its isolated pods are closed",
     };
-    format!(
-        "policies of namespace {namespace} do not fit: {table}: {needed} needed, {limit} is the limit; {instead}"
-    )
+    let policies = if namespace.is_empty() {
+        "ClusterNetworkPolicies".to_owned()
+    } else {
+        format!("policies of namespace {namespace}")
+    };
+    format!("{policies} do not fit: {table}: {needed} needed, {limit} is the limit; {instead}")
 }
 
 /// Programs of others at the hooks of an endpoint, and what they can do.
@@ -312,15 +319,15 @@ impl Core {
         (view.ifindex, view.slot, view.id) = (local.ifindex, local.slot, local.id);
         view.word = self.planner.tables.endpoint(local.slot).unwrap_or_default();
         view.unprotected = local.unprotected > CHATTER;
-        view.ingress = self.isolated_by(view.word.row(Direction::Ingress));
-        view.egress = self.isolated_by(view.word.row(Direction::Egress));
+        view.ingress = self.judged_by(view.word.row(Direction::Ingress));
+        view.egress = self.judged_by(view.word.row(Direction::Egress));
         let what = if local.group.is_some() { "control group" } else { "interface" };
         let closed = view.word.ingress_row == ROW_CLOSED || view.word.egress_row == ROW_CLOSED;
         (view.state, view.detail) = if let Some(failure) = &local.failure {
             (State::Unenforced, format!("{what} {} is not hooked: {failure}", local.interface))
         } else if !local.hooked {
             (State::Unenforced, format!("{what} {} is not hooked yet", local.interface))
-        } else if let Some(refusal) = self.refused.iter().find(|r| r.namespace == pod.key.namespace) {
+        } else if let Some(refusal) = self.refused.iter().find(|r| r.endpoints.contains(&pod.key)) {
             (State::Stale, refusal_text(refusal))
         } else if closed {
             (State::Pending, "its policy is not installed yet: nothing that policy decides passes".to_owned())
@@ -332,8 +339,8 @@ impl Core {
         view
     }
 
-    fn isolated_by(&self, row: u16) -> Vec<ObjectKey> {
+    fn judged_by(&self, row: u16) -> Vec<ObjectKey> {
         let spec = self.planner.tables.row(row);
-        spec.map(|spec| spec.policies.iter().map(|policy| policy.key.clone()).collect()).unwrap_or_default()
+        spec.map(|spec| spec.keys().collect()).unwrap_or_default()
     }
 }

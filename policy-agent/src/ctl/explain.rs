@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::net::IpAddr;
 
+use policy_engine::model::ObjectKey;
 use policy_engine::verdict::{Evaluation, Nearest, Query, RuleRef, Side};
 use policy_engine::world::World;
 use policy_engine::{explain, oracle};
@@ -12,6 +13,7 @@ use crate::ctl::args::{ExplainArgs, TextForm};
 use crate::ctl::failure::Failure;
 use crate::ctl::offline::{self, End};
 use crate::ctl::screen::Screen;
+use crate::events::details::RuleText;
 
 /// A flow to be judged.
 struct Question {
@@ -52,7 +54,8 @@ pub fn run(args: &ExplainArgs, screen: &mut Screen<'_>) -> Result<(), Failure> {
     let answers: Vec<_> = questions.iter().map(|q| (q, oracle::evaluate(&world, &q.query))).collect();
     match args.output {
         TextForm::Json => {
-            let flows: Vec<Value> = answers.iter().map(|(question, answer)| flow(question, answer)).collect();
+            let flows: Vec<Value> =
+                answers.iter().map(|(question, answer)| flow(&world, question, answer)).collect();
             let answer = json!({
                 "from": from.name,
                 "to": args.to,
@@ -113,14 +116,14 @@ fn verdict(allows: bool) -> &'static str {
     if allows { "allow" } else { "deny" }
 }
 
-fn flow(question: &Question, evaluation: &Evaluation) -> Value {
+fn flow(world: &World, question: &Question, evaluation: &Evaluation) -> Value {
     let Question { query, backend } = question;
     let mut flow = json!({
         "source": query.source,
         "destination": query.destination,
         "verdict": verdict(evaluation.allows()),
-        "egress": side(&evaluation.egress),
-        "ingress": side(&evaluation.ingress),
+        "egress": side(world, &evaluation.egress),
+        "ingress": side(world, &evaluation.ingress),
     });
     if let Some(backend) = backend {
         flow["backend"] = json!({ "pod": backend, "port": query.port });
@@ -128,24 +131,34 @@ fn flow(question: &Question, evaluation: &Evaluation) -> Value {
     flow
 }
 
-fn side(side: &Side) -> Value {
-    let Side { reason, pod, isolated_by, allowed_by, nearest } = side;
+fn side(world: &World, side: &Side) -> Value {
+    let Side { reason, pod, isolated_by, cluster_policies, passed_by, allowed_by, denied_by, nearest } = side;
+    let keys = |keys: &[ObjectKey]| keys.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let rule = |found: &RuleRef| rule(world, found);
     json!({
         "verdict": verdict(reason.passes()),
         "reason": reason.name(),
         "pod": pod.as_ref().map(ToString::to_string),
-        "isolated_by": isolated_by.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "isolated_by": keys(isolated_by),
+        "cluster_policies": keys(cluster_policies),
+        "passed_by": passed_by.as_ref().map(rule),
         "allowed_by": allowed_by.as_ref().map(rule),
-        "nearest_rule": nearest.as_ref().map(nearest_rule),
+        "denied_by": denied_by.as_ref().map(rule),
+        "nearest_rule": nearest.as_ref().map(|nearest| nearest_rule(world, nearest)),
     })
 }
 
-fn rule(rule: &RuleRef) -> Value {
-    json!({ "policy": rule.policy.to_string(), "direction": rule.direction.name(), "index": rule.index })
+fn rule(world: &World, rule: &RuleRef) -> Value {
+    let RuleText { policy, direction, index, tier, priority, name } = RuleText::new(world, rule);
+    let mut value = json!({ "policy": policy, "direction": direction, "index": index });
+    if !tier.is_empty() {
+        (value["tier"], value["priority"], value["name"]) = (tier.into(), priority.into(), name.into());
+    }
+    value
 }
 
-fn nearest_rule(nearest: &Nearest) -> Value {
-    let mut value = rule(&nearest.rule);
+fn nearest_rule(world: &World, nearest: &Nearest) -> Value {
+    let mut value = rule(world, &nearest.rule);
     value["field"] = nearest.field.name().into();
     value["wanted"] = nearest.wanted.clone().into();
     value["got"] = nearest.got.clone().into();

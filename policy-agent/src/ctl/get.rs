@@ -60,21 +60,29 @@ fn policies(answer: ListPoliciesResponse, screen: &mut Screen<'_>) -> Result<(),
         return Ok(());
     }
     let rows: Vec<_> = answer.policies.into_iter().map(policy_row).collect();
-    screen
-        .table(&["NAMESPACE", "NAME", "INGRESS", "EGRESS", "PODS", "LOCAL", "SELECTOR", "PROBLEMS"], &rows)?;
+    screen.table(
+        &["NAMESPACE", "NAME", "TIER", "INGRESS", "EGRESS", "PODS", "LOCAL", "SELECTOR", "PROBLEMS"],
+        &rows,
+    )?;
     Ok(())
 }
 
 fn policy_row(policy: Policy) -> Vec<String> {
     let rules = |isolates: bool, count: u32| match (isolates, count) {
-        (false, _) => "-".to_owned(),
+        (false, 0) => "-".to_owned(),
         (true, 0) => "deny all".to_owned(),
-        (true, 1) => "1 rule".to_owned(),
-        (true, count) => format!("{count} rules"),
+        (_, 1) => "1 rule".to_owned(),
+        (_, count) => format!("{count} rules"),
+    };
+    let (namespace, tier) = if policy.tier.is_empty() {
+        (policy.namespace, "-".to_owned())
+    } else {
+        ("-".to_owned(), format!("{} {}", policy.tier, policy.priority))
     };
     vec![
-        policy.namespace,
+        namespace,
         policy.name,
+        tier,
         rules(policy.ingress, policy.ingress_rules),
         rules(policy.egress, policy.egress_rules),
         policy.selected_pods.to_string(),

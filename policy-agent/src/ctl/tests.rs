@@ -143,6 +143,16 @@ fn policies() -> Vec<Policy> {
             egress: true,
             ..Policy::default()
         },
+        Policy {
+            name: "guardrails".into(),
+            kind: "ClusterNetworkPolicy".into(),
+            egress_rules: 1,
+            selected_pods: 9,
+            local_pods: 2,
+            tier: "Admin".into(),
+            priority: 10,
+            ..Policy::default()
+        },
     ]
 }
 

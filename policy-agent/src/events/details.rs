@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use policy_engine::verdict::{Nearest, RuleRef};
+use policy_engine::world::World;
 use prost::Message as _;
 use prost_types::value::Kind;
 use prost_types::{Any, ListValue, Struct, Value};
@@ -24,6 +25,8 @@ pub struct Details {
     pub isolated_by: Vec<String>,
     /// The rule that allows.
     pub allowed_by: Option<RuleText>,
+    /// The rule that denies.
+    pub denied_by: Option<RuleText>,
     /// The rule that came nearest.
     pub nearest_rule: Option<NearestText>,
     /// Events of the same endpoint held back by the rate limit since the one before.
@@ -39,14 +42,20 @@ pub struct Details {
 }
 
 /// Position of a rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuleText {
-    /// `namespace/name`.
+    /// `namespace/name`; of a ClusterNetworkPolicy its name.
     pub policy: String,
     /// `ingress` or `egress`.
     pub direction: String,
     /// Index in the rule list.
     pub index: u32,
+    /// Tier of a ClusterNetworkPolicy; empty otherwise.
+    pub tier: String,
+    /// Its place in the tier.
+    pub priority: u32,
+    /// Name of its rule; empty when it has none.
+    pub name: String,
 }
 
 /// The nearest rule and the field that differs.
@@ -62,20 +71,34 @@ pub struct NearestText {
     pub got: String,
 }
 
-impl From<&RuleRef> for RuleText {
-    fn from(rule: &RuleRef) -> Self {
-        Self {
+impl RuleText {
+    /// A rule of a world.
+    #[must_use]
+    pub fn new(world: &World, rule: &RuleRef) -> Self {
+        let text = Self {
             policy: clean(&rule.policy.to_string()),
             direction: rule.direction.name().to_owned(),
             index: rule.index,
+            ..Self::default()
+        };
+        let policy = world.cluster_policies.get(&rule.policy.name).filter(|_| rule.is_of_cluster());
+        let Some(policy) = policy else { return text };
+        let name = policy.rules(rule.direction).get(rule.index as usize).map_or("", |rule| &*rule.name);
+        Self {
+            tier: policy.tier.name().to_owned(),
+            priority: policy.priority.into(),
+            name: clean(name),
+            ..text
         }
     }
 }
 
-impl From<&Nearest> for NearestText {
-    fn from(nearest: &Nearest) -> Self {
+impl NearestText {
+    /// The nearest rule of a world.
+    #[must_use]
+    pub fn new(world: &World, nearest: &Nearest) -> Self {
         Self {
-            rule: (&nearest.rule).into(),
+            rule: RuleText::new(world, &nearest.rule),
             field: nearest.field.name().to_owned(),
             wanted: clean(&nearest.wanted),
             got: clean(&nearest.got),
@@ -85,7 +108,14 @@ impl From<&Nearest> for NearestText {
 
 impl std::fmt::Display for RuleText {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}[{}]", self.policy, self.direction, self.index)
+        write!(f, "{} {}[{}]", self.policy, self.direction, self.index)?;
+        if !self.name.is_empty() {
+            write!(f, " \"{}\"", self.name)?;
+        }
+        if !self.tier.is_empty() {
+            write!(f, " ({} tier, priority {})", self.tier, self.priority)?;
+        }
+        Ok(())
     }
 }
 
@@ -112,6 +142,9 @@ impl Details {
         }
         if let Some(rule) = &self.allowed_by {
             fields.insert("allowed_by".to_owned(), object(rule_fields(rule)));
+        }
+        if let Some(rule) = &self.denied_by {
+            fields.insert("denied_by".to_owned(), object(rule_fields(rule)));
         }
         if let Some(nearest) = &self.nearest_rule {
             let mut inner = rule_fields(&nearest.rule);
@@ -146,6 +179,7 @@ impl Details {
             reason: string(&fields, "reason").unwrap_or_default(),
             isolated_by: strings(&fields, "isolated_by"),
             allowed_by: inner(&fields, "allowed_by").and_then(rule),
+            denied_by: inner(&fields, "denied_by").and_then(rule),
             nearest_rule: inner(&fields, "nearest_rule").and_then(nearest),
             suppressed: integer(&fields, "suppressed") as u32,
             as_of_now: matches!(fields.get("as_of_now"), Some(Value { kind: Some(Kind::BoolValue(true)) })),
@@ -171,11 +205,19 @@ fn object(fields: Fields) -> Value {
 }
 
 fn rule_fields(rule: &RuleText) -> Fields {
-    BTreeMap::from([
+    let mut fields = BTreeMap::from([
         ("policy".to_owned(), text(&rule.policy)),
         ("direction".to_owned(), text(&rule.direction)),
         ("index".to_owned(), number(f64::from(rule.index))),
-    ])
+    ]);
+    if !rule.tier.is_empty() {
+        fields.insert("tier".to_owned(), text(&rule.tier));
+        fields.insert("priority".to_owned(), number(f64::from(rule.priority)));
+    }
+    if !rule.name.is_empty() {
+        fields.insert("name".to_owned(), text(&rule.name));
+    }
+    fields
 }
 
 fn string(fields: &Fields, key: &str) -> Option<String> {
@@ -216,6 +258,9 @@ fn rule(fields: &Fields) -> Option<RuleText> {
         policy: string(fields, "policy")?,
         direction: string(fields, "direction")?,
         index: integer(fields, "index") as u32,
+        tier: string(fields, "tier").unwrap_or_default(),
+        priority: integer(fields, "priority") as u32,
+        name: string(fields, "name").unwrap_or_default(),
     })
 }
 
@@ -233,7 +278,12 @@ mod tests {
     use super::*;
 
     fn rule() -> RuleText {
-        RuleText { policy: "shop/db-allow".into(), direction: "ingress".into(), index: 2 }
+        RuleText {
+            policy: "shop/db-allow".into(),
+            direction: "ingress".into(),
+            index: 2,
+            ..RuleText::default()
+        }
     }
 
     #[test]
@@ -242,6 +292,7 @@ mod tests {
             reason: "no_rule_matched".into(),
             isolated_by: vec!["shop/a".into(), "shop/b".into()],
             allowed_by: Some(rule()),
+            denied_by: Some(RuleText { tier: "Admin".into(), priority: 7, name: "n".into(), ..rule() }),
             nearest_rule: Some(NearestText {
                 rule: rule(),
                 field: "port".into(),

@@ -15,7 +15,7 @@ use policy_engine::verdict::{Evaluation, Query, RuleRef, Side};
 use policy_engine::world::{Entity, World};
 
 use crate::events::clock::{Clock, Now};
-use crate::events::details::{Details, NearestText};
+use crate::events::details::{Details, NearestText, RuleText};
 use crate::events::history::{EndpointState, Found, Generation, History};
 use crate::events::names::{Named, clean, name};
 use crate::events::packet;
@@ -244,10 +244,11 @@ impl<'a> Subject<'a> {
         let Some(side) = side else { return details };
         details.isolated_by = side.isolated_by.iter().map(|key| clean(&key.to_string())).collect();
         if reason.passes() {
-            details.allowed_by = side.allowed_by.as_ref().map(Into::into);
+            details.allowed_by = side.allowed_by.as_ref().map(|rule| RuleText::new(self.world(), rule));
         }
         if is_policy_denial(reason) {
-            details.nearest_rule = side.nearest.as_ref().map(NearestText::from);
+            details.denied_by = side.denied_by.as_ref().map(|rule| RuleText::new(self.world(), rule));
+            details.nearest_rule = side.nearest.as_ref().map(|rule| NearestText::new(self.world(), rule));
         }
         if (is_policy_denial(reason) || reason.passes()) && side.allows() != reason.passes() {
             details.evaluator = Some(if side.allows() { "allow" } else { "deny" }.to_owned());
@@ -260,6 +261,8 @@ impl<'a> Subject<'a> {
         let told = if reason.passes() {
             flow.policy_match_type = side.allowed_by.as_ref().map_or(0, |rule| self.match_type(rule));
             side.allowed_by.iter().map(|rule| policy(&rule.policy)).collect()
+        } else if let Some(rule) = &side.denied_by {
+            vec![policy(&rule.policy)]
         } else {
             side.isolated_by.iter().map(policy).collect()
         };
@@ -274,12 +277,19 @@ impl<'a> Subject<'a> {
 
     /// Hubble's number for what a rule names: 1 peers, 2 peers and ports, 3 ports, 4 neither.
     fn match_type(&self, rule: &RuleRef) -> u32 {
-        let rules = self.world().policies.get(&rule.policy).and_then(|policy| match rule.direction {
-            Direction::Ingress => policy.ingress.as_ref(),
-            Direction::Egress => policy.egress.as_ref(),
-        });
-        let Some(rule) = rules.and_then(|rules| rules.get(rule.index as usize)) else { return 0 };
-        match (&rule.peers, &rule.ports) {
+        let index = rule.index as usize;
+        let found = if rule.is_of_cluster() {
+            let policy = self.world().cluster_policies.get(&rule.policy.name);
+            policy.and_then(|policy| policy.rules(rule.direction).get(index)).map(|r| (&r.peers, &r.ports))
+        } else {
+            let rules = self.world().policies.get(&rule.policy).and_then(|policy| match rule.direction {
+                Direction::Ingress => policy.ingress.as_ref(),
+                Direction::Egress => policy.egress.as_ref(),
+            });
+            rules.and_then(|rules| rules.get(index)).map(|r| (&r.peers, &r.ports))
+        };
+        let Some(found) = found else { return 0 };
+        match found {
             (Peers::Any(_), Ports::All) => 1,
             (Peers::Any(_), Ports::Any(_)) => 2,
             (Peers::All, Ports::Any(_)) => 3,
@@ -325,7 +335,7 @@ fn policy(key: &ObjectKey) -> flow::Policy {
     flow::Policy {
         name: clean(&key.name),
         namespace: clean(&key.namespace),
-        kind: "NetworkPolicy".to_owned(),
+        kind: if key.namespace.is_empty() { "ClusterNetworkPolicy" } else { "NetworkPolicy" }.to_owned(),
         ..flow::Policy::default()
     }
 }
@@ -342,6 +352,8 @@ fn uuid(run: u64, count: u64) -> String {
 mod tests {
     use super::*;
     use crate::events::fixture::{dropped_syn, forged, history, words, world};
+    use policy_engine::model::{Action, ClusterPolicy, Selector, Tier, TierRule};
+    use policy_engine::world::Delta;
 
     const NOW: Now = Now { monotonic: 2_000, wall: 1_790_000_000_000_002_000 };
 
@@ -355,6 +367,31 @@ mod tests {
 
     fn pod_names(flow: &flow::Flow) -> (String, String) {
         (flow.source.clone().unwrap().pod_name, flow.destination.clone().unwrap().pod_name)
+    }
+
+    #[test]
+    fn a_drop_by_a_rule_of_a_tier_names_it() {
+        let deny =
+            TierRule { name: "no web".into(), action: Action::Deny, peers: Peers::All, ports: Ports::All };
+        let mut world = world();
+        world.apply(Delta::ClusterPolicy(ClusterPolicy {
+            name: "guard".into(),
+            uid: "".into(),
+            tier: Tier::Admin,
+            priority: 7,
+            namespaces: Selector::default(),
+            pods: Selector::default(),
+            ingress: vec![deny],
+            egress: Vec::new(),
+        }));
+        let event = Event { reason: Reason::DeniedByRule as u8, ..dropped_syn(5432) };
+        let told = Enricher::new("n", Views::DropOnly).flows(&event, &history(world), NOW);
+        let denied = &told[0].ingress_denied_by;
+        assert_eq!((denied.len(), &*denied[0].name, &*denied[0].kind), (1, "guard", "ClusterNetworkPolicy"));
+        let details = details(&told[0]);
+        assert_eq!((&*details.reason, &details.nearest_rule), ("denied_by_rule", &None));
+        let rule = details.denied_by.unwrap().to_string();
+        assert_eq!(rule, "guard ingress[0] \"no web\" (Admin tier, priority 7)");
     }
 
     #[test]

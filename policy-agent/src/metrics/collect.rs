@@ -210,6 +210,7 @@ fn objects(encoder: &mut DescriptorEncoder, view: &View) -> fmt::Result {
     let broken = view.problems.iter().filter(|problem| problem.broken).count();
     for (name, help, value) in [
         ("policies", "Policies held", view.world.policies.len()),
+        ("cluster_policies", "ClusterNetworkPolicies held", view.world.cluster_policies.len()),
         ("pods", "Pods held", view.world.pods.len()),
         ("problems", "Parts of files and objects that are not honoured", broken),
         ("refused_namespaces", "Namespaces whose policies do not fit", view.refused.len()),

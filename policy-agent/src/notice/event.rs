@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Notice, Reason};
+use crate::source::kube::kind::Kind;
 
 /// Longest text that an Event may have, in bytes.
 const NOTE: usize = 1024;
@@ -45,10 +46,18 @@ impl Notice {
         let Self { policy, uid, version, reason, field, message } = self;
         let id = format!("{:016x}", self.id());
         let name = cut(&policy.name, NAME - id.len() - 1).trim_end_matches(['.', '-']);
-        let mut regarding = json!({
-            "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-            "namespace": *policy.namespace, "name": *policy.name, "uid": **uid,
-        });
+        // Events about objects of the whole cluster are in this namespace: the API server asks for it.
+        let (namespace, mut regarding) = match &*policy.namespace {
+            "" => (
+                "default",
+                json!({"apiVersion": Kind::ClusterPolicy.api_version(), "kind": Kind::ClusterPolicy.name()}),
+            ),
+            own => (
+                own,
+                json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "namespace": own}),
+            ),
+        };
+        (regarding["name"], regarding["uid"]) = ((*policy.name).into(), (**uid).into());
         if *version > 0 {
             regarding["resourceVersion"] = version.to_string().into();
         }
@@ -62,7 +71,7 @@ impl Notice {
         };
         json!({
             "apiVersion": "events.k8s.io/v1", "kind": "Event",
-            "metadata": {"namespace": *policy.namespace, "name": format!("{name}.{id}")},
+            "metadata": {"namespace": namespace, "name": format!("{name}.{id}")},
             "eventTime": time, "type": reason.kind(), "reason": reason.name(), "action": "Enforce",
             "regarding": regarding, "note": cut(&note, NOTE),
             "reportingController": CONTROLLER, "reportingInstance": cut(node, INSTANCE),
@@ -107,6 +116,19 @@ mod tests {
         let sizes = ["1 needed", "2 needed"].map(|m| name(&notice(Reason::DoesNotFit, m), "a"));
         assert_eq!(sizes[0], sizes[1]);
         assert_ne!(hash(&["a", "b"]), hash(&["ab", ""]));
+    }
+
+    #[test]
+    fn a_policy_of_the_cluster_is_told_of_in_the_namespace_that_the_api_asks_for() {
+        let mut notice = notice(Reason::NotHonoured, "m");
+        notice.policy = ObjectKey::new("", "p");
+        let event = notice.event("n", "t");
+        assert_eq!(event["metadata"]["namespace"], "default");
+        let wanted = json!({
+            "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "name": "p", "uid": "u",
+            "resourceVersion": "7", "fieldPath": "spec.ingress[0]",
+        });
+        assert_eq!(event["regarding"], wanted);
     }
 
     #[test]

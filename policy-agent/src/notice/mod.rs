@@ -21,7 +21,7 @@ use policy_engine::model::{ObjectKey, Pod};
 use crate::agent::{View, refusal_text};
 use crate::source::objects::{Located, policy_of};
 
-/// Policies of a namespace that does not fit of which it is told.
+/// Policies of a namespace, or of the cluster, that do not fit of which it is told.
 const TOLD_PER_NAMESPACE: usize = 10;
 
 /// Something to tell about a policy.
@@ -56,7 +56,10 @@ pub(crate) enum Reason {
 fn notices(view: &View) -> BTreeSet<Notice> {
     let of_problem = |problem: &Located| {
         let policy = policy_of(problem)?;
-        let uid = view.world.policies.get(&policy)?.uid.clone();
+        let uid = match &*policy.namespace {
+            "" => view.world.cluster_policies.get(&policy.name)?.uid.clone(),
+            _ => view.world.policies.get(&policy)?.uid.clone(),
+        };
         let reason = if problem.broken { Reason::NotHonoured } else { Reason::Advice };
         let Located { version, field, message, .. } = problem.clone();
         Some(Notice { policy, uid, version, reason, field, message })
@@ -68,9 +71,12 @@ fn notices(view: &View) -> BTreeSet<Notice> {
         let policies = view.world.policies_of(&refusal.namespace);
         let concerned =
             policies.filter(|policy| pods.iter().any(|pod| policy.pod_selector.matches(&pod.labels)));
-        all.extend(concerned.take(TOLD_PER_NAMESPACE).map(|policy| Notice {
-            policy: policy.key.clone(),
-            uid: policy.uid.clone(),
+        let concerned = concerned.map(|policy| (policy.key.clone(), policy.uid.clone()));
+        let of_cluster = view.world.cluster_policies.values().filter(|_| refusal.namespace.is_empty());
+        let of_cluster = of_cluster.map(|policy| (policy.key(), policy.uid.clone()));
+        all.extend(concerned.chain(of_cluster).take(TOLD_PER_NAMESPACE).map(|(policy, uid)| Notice {
+            policy,
+            uid,
             version: 0,
             reason: Reason::DoesNotFit,
             field: String::new(),

@@ -115,7 +115,7 @@ impl ObjectId {
         let metadata = value.get("metadata")?;
         let name = metadata.get("name")?.as_str()?;
         let namespace = match kind {
-            "Namespace" | "Node" => "",
+            "Namespace" | "Node" | "ClusterNetworkPolicy" => "",
             _ => metadata
                 .get("namespace")
                 .and_then(Value::as_str)

@@ -125,6 +125,7 @@ fn gone(delta: &Delta) -> Option<Delta> {
         Delta::Service(s) => Delta::ServiceGone(s.key.clone()),
         Delta::EndpointSlice(s) => Delta::EndpointSliceGone(s.key.clone()),
         Delta::Policy(p) => Delta::PolicyGone(p.key.clone()),
+        Delta::ClusterPolicy(p) => Delta::ClusterPolicyGone(p.name.clone()),
         Delta::NamespaceGone(_)
         | Delta::PodGone { .. }
         | Delta::NodeGone(_)
@@ -132,6 +133,7 @@ fn gone(delta: &Delta) -> Option<Delta> {
         | Delta::EndpointSliceGone(_)
         | Delta::ServiceMode(_)
         | Delta::PolicyGone(_)
+        | Delta::ClusterPolicyGone(_)
         | Delta::HostAddresses(_) => return None,
     })
 }
@@ -156,9 +158,12 @@ fn of_file(problem: &FileProblem) -> Located {
     Located { location, object: String::new(), field: String::new(), message, broken: true, version: 0 }
 }
 
-/// Policies that a problem of a broken version concerns.
+/// The policy, of either kind, that a problem is about.
 #[must_use]
 pub fn policy_of(problem: &Located) -> Option<ObjectKey> {
+    if let Some(name) = problem.object.strip_prefix("ClusterNetworkPolicy ") {
+        return Some(ObjectKey::new("", name));
+    }
     let (namespace, name) = problem.object.strip_prefix("NetworkPolicy ")?.split_once('/')?;
     Some(ObjectKey::new(namespace, name))
 }

@@ -150,6 +150,7 @@ fn gone(kind: &str, namespace: &str, name: &str, object: &serde_json::Value) -> 
             Some(Delta::PodGone { key, uid: uid.into() })
         }
         "NetworkPolicy" => Some(Delta::PolicyGone(key)),
+        "ClusterNetworkPolicy" => Some(Delta::ClusterPolicyGone(name.into())),
         "Service" => Some(Delta::ServiceGone(key)),
         "EndpointSlice" => Some(Delta::EndpointSliceGone(key)),
         _ => None,

@@ -46,6 +46,8 @@ pub(crate) struct Atom {
     pub(crate) pods: Vec<AtomPods>,
     /// Blocks with their excepts, sorted.
     pub(crate) blocks: Vec<(IpNet, Vec<IpNet>)>,
+    /// Nodes, sorted.
+    pub(crate) nodes: Vec<Selector>,
 }
 
 /// All atoms seen. It only grows: what is evaluated once against an atom stays true.
@@ -78,16 +80,19 @@ impl Atoms {
                     except.dedup();
                     atom.blocks.push((cidr.trunc(), except));
                 }
+                Peer::Nodes(selector) => atom.nodes.push(selector.clone()),
                 Peer::Nothing => {}
             }
         }
-        if atom.pods.is_empty() && atom.blocks.is_empty() {
+        if atom == Atom::default() {
             return Target::Nothing;
         }
         atom.pods.sort_unstable();
         atom.pods.dedup();
         atom.blocks.sort_unstable();
         atom.blocks.dedup();
+        atom.nodes.sort_unstable();
+        atom.nodes.dedup();
         Target::Atom(self.intern(atom))
     }
 

@@ -5,10 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use imbl::OrdMap;
 use ipnet::IpNet;
 
 use super::atoms::{AtomId, Atoms};
+use crate::model::Node;
 
 /// Prefixes and the atoms of the addresses for which they are the longest.
 #[derive(Clone, Debug, Default)]
@@ -22,17 +25,17 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
-    /// Walks the blocks of these atoms.
-    pub(crate) fn new(atoms: &Atoms, live: &[AtomId]) -> Self {
+    /// Walks the blocks of these atoms, among them the addresses of the nodes that they name.
+    pub(crate) fn new(atoms: &Atoms, live: &[AtomId], nodes: &OrdMap<Arc<str>, Arc<Node>>) -> Self {
         let mut walk = Walk::default();
         for id in live {
-            for (cidr, except) in &atoms.get(*id).blocks {
-                let block = walk.blocks.len();
-                walk.blocks.push(Block { atom: *id, inside: false, excepts: 0 });
-                walk.events.entry(*cidr).or_default().push((block, Edge::Block));
-                for prefix in except {
-                    walk.events.entry(*prefix).or_default().push((block, Edge::Except));
-                }
+            let atom = atoms.get(*id);
+            for (cidr, except) in &atom.blocks {
+                walk.add(*id, *cidr, except);
+            }
+            let named = nodes.values().filter(|n| atom.nodes.iter().any(|s| s.matches(&n.labels)));
+            for address in named.flat_map(|node| &node.addresses) {
+                walk.add(*id, IpNet::from(*address), &[]);
             }
         }
         walk.run()
@@ -90,6 +93,15 @@ struct Walk {
 }
 
 impl Walk {
+    fn add(&mut self, atom: AtomId, cidr: IpNet, except: &[IpNet]) {
+        let block = self.blocks.len();
+        self.blocks.push(Block { atom, inside: false, excepts: 0 });
+        self.events.entry(cidr).or_default().push((block, Edge::Block));
+        for prefix in except {
+            self.events.entry(*prefix).or_default().push((block, Edge::Except));
+        }
+    }
+
     fn run(mut self) -> Blocks {
         self.intern();
         let events = std::mem::take(&mut self.events);
@@ -172,8 +184,6 @@ impl Walk {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::compile::atoms::Target;
     use crate::model::{Peer, Peers};
@@ -201,7 +211,7 @@ mod tests {
                 other => panic!("{other:?}"),
             })
             .collect();
-        let blocks = Blocks::new(&atoms, &live);
+        let blocks = Blocks::new(&atoms, &live, &OrdMap::new());
         let at = |a: &str| blocks.signatures[blocks.at(a.parse().unwrap()) as usize].clone();
         assert_eq!(at("10.0.0.1"), [0]);
         assert_eq!(at("10.1.0.1"), Vec::<AtomId>::new());

@@ -54,12 +54,13 @@ impl Front {
     }
 }
 
-/// The first backend's rule, if every one is allowed. The node chooses one of them by itself.
+/// The first backend's rule if every one is allowed, else what drops the first that is not. The node chooses one of
+/// them by itself.
 fn all(outcomes: impl Iterator<Item = Outcome>) -> Outcome {
     let mut first = None;
     for outcome in outcomes {
         if outcome.action() != action::ALLOW {
-            return Outcome::DROP;
+            return outcome;
         }
         first.get_or_insert(outcome);
     }

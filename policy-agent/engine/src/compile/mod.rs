@@ -1,7 +1,7 @@
 //! Compiles the world to tables: atoms, classes, rows, rule sets.
 //!
 //! ```text
-//! policies, local pods -> Selection (rows, atoms) -> Blocks (atoms of each prefix)
+//! policies, local pods -> Selection (rows, atoms) -> Blocks (atoms of each prefix; nodes that rules name)
 //! pods, namespaces     -> Groups (atoms of each label set)  -> Classes of addresses -> cells of each row
 //! ```
 //! Nothing here knows what the kernel holds; every stage is kept as long as its inputs are the same objects.
@@ -15,6 +15,7 @@ mod policies;
 mod rows;
 mod sets;
 mod share;
+mod tiers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -31,7 +32,7 @@ use self::rows::{Cells, Sets};
 pub use self::share::Share;
 use crate::desired::{Desired, DesiredRow, Endpoint, HostTarget, RowChoice};
 use crate::limits::Limits;
-use crate::model::{ObjectKey, Pod, Policy};
+use crate::model::{ClusterPolicy, Namespace, Node, ObjectKey, Pod, Policy};
 use crate::rule_ids::RuleIds;
 use crate::world::World;
 
@@ -48,6 +49,8 @@ pub struct Compiler {
     groups: Groups,
     selection: Arc<Selection>,
     blocks: Blocks,
+    /// Nodes whose addresses are among the blocks.
+    nodes: OrdMap<Arc<str>, Arc<Node>>,
     classes: Classes,
     memo: Memo,
     sets: Sets,
@@ -64,6 +67,9 @@ pub struct Compiler {
 #[derive(Clone, Debug)]
 struct Inputs {
     policies: OrdMap<ObjectKey, Arc<Policy>>,
+    cluster_policies: OrdMap<Arc<str>, Arc<ClusterPolicy>>,
+    /// Where policies of the cluster select by their labels.
+    namespaces: OrdMap<Arc<str>, Arc<Namespace>>,
     endpoints: Vec<Endpoint>,
     closed: BTreeSet<Arc<str>>,
     pods: Vec<Option<Arc<Pod>>>,
@@ -76,9 +82,10 @@ impl Compiler {
         Self { limits, ..Self::default() }
     }
 
-    /// Namespaces whose endpoints are closed in the directions in which policies isolate them.
-    pub fn close(&mut self, namespaces: BTreeSet<Arc<str>>) {
-        self.closed = namespaces;
+    /// Namespaces whose endpoints are closed in the directions that policies judge; the empty one stands for all pods that
+    /// policies of the cluster are about.
+    pub fn close(&mut self, owners: BTreeSet<Arc<str>>) {
+        self.closed = owners;
     }
 
     /// Compiles the world for these endpoints. Equal worlds give equal tables, whatever was compiled before, up to the
@@ -98,8 +105,12 @@ impl Compiler {
             self.inputs = Some(inputs);
             if !same {
                 self.selection = Arc::new(selection);
-                self.blocks = Blocks::new(&self.atoms, &self.selection.live);
             }
+        }
+        if !same || self.names_other_nodes(world) {
+            same = false;
+            self.nodes = world.nodes.clone();
+            self.blocks = Blocks::new(&self.atoms, &self.selection.live, &self.nodes);
         }
         if !same || regrouped || self.classes.list.len() > 2 * self.limits.classes as usize {
             self.restart_classes();
@@ -135,6 +146,12 @@ impl Compiler {
         share::shares(desired, &self.selection, &self.classes)
     }
 
+    /// Whether rules name nodes, and those are others by now.
+    fn names_other_nodes(&self, world: &World) -> bool {
+        let named = || self.selection.live.iter().any(|id| !self.atoms.get(*id).nodes.is_empty());
+        !self.nodes.ptr_eq(&world.nodes) && named()
+    }
+
     fn restart_classes(&mut self) {
         self.walked = None;
         self.classes = Classes::default();
@@ -151,7 +168,9 @@ impl Compiler {
         for (row, cells) in self.selection.rows.iter().zip(&mut self.cells) {
             cells.extend(row, &self.classes, &mut self.sets, limit);
             if let Some(needed) = cells.oversized {
-                desired.oversized.push((row.spec.namespace(), needed));
+                // Where tenants have a part in it they answer for it: one of them must not close the others.
+                let owner = row.spec.owners().next().unwrap_or_else(|| "".into());
+                desired.oversized.push((owner, needed));
             }
             desired.rows.push(DesiredRow { spec: row.spec.clone(), cells: cells.cells.clone() });
         }
@@ -168,6 +187,8 @@ impl Inputs {
     fn of(world: &World, endpoints: &[Endpoint], closed: &BTreeSet<Arc<str>>) -> Self {
         Self {
             policies: world.policies.clone(),
+            cluster_policies: world.cluster_policies.clone(),
+            namespaces: world.namespaces.clone(),
             endpoints: endpoints.to_vec(),
             closed: closed.clone(),
             pods: endpoints.iter().map(|e| world.pods.get(&e.pod).cloned()).collect(),
@@ -182,7 +203,10 @@ impl PartialEq for Inputs {
             (None, None) => true,
             (Some(_), None) | (None, Some(_)) => false,
         };
+        let same_namespaces = || self.namespaces.ptr_eq(&other.namespaces);
         self.policies.ptr_eq(&other.policies)
+            && self.cluster_policies.ptr_eq(&other.cluster_policies)
+            && (self.cluster_policies.is_empty() || same_namespaces())
             && self.endpoints == other.endpoints
             && self.closed == other.closed
             && self.pods.iter().zip(&other.pods).all(|(a, b)| same(a, b))

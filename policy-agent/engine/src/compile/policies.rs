@@ -6,8 +6,11 @@ use std::sync::Arc;
 use policy_common::abi::{Direction, Outcome, action};
 
 use super::atoms::{AtomId, Atoms, Target};
+use super::tiers::{self, Stage};
 use crate::desired::{DesiredEndpoint, Endpoint, RowChoice, RowSpec};
-use crate::model::{ContainerPort, ObjectKey, Pod, Policy, PortMatch, Ports, Protocol, Rule};
+use crate::model::{
+    ClusterPolicy, ContainerPort, ObjectKey, Pod, Policy, PortMatch, Ports, Protocol, Rule, TierRule,
+};
 use crate::rule_ids::{RuleIds, RuleKey};
 use crate::world::World;
 
@@ -43,20 +46,26 @@ pub(crate) struct Row {
 pub(crate) struct RowRule {
     /// Whom it matches.
     pub(crate) target: Target,
-    /// What it decides.
+    /// What it decides, in the words of its stage.
     pub(crate) outcome: Outcome,
+    /// When it is asked.
+    pub(crate) stage: Stage,
     /// Its policy and its index there.
-    policy: Arc<Policy>,
+    of: Of,
     index: usize,
+}
+
+/// A policy of either kind.
+#[derive(Clone, Debug)]
+enum Of {
+    Namespace(Arc<Policy>),
+    Cluster(Arc<ClusterPolicy>),
 }
 
 impl Row {
     /// Ports of one of the row's rules.
     pub(crate) fn ports<'a>(&self, rule: &'a RowRule) -> &'a Ports {
-        match self.spec.direction {
-            Direction::Ingress => rule.ports(rule.policy.ingress.as_deref()),
-            Direction::Egress => rule.ports(rule.policy.egress.as_deref()),
-        }
+        rule.ports(self.spec.direction)
     }
 
     /// Whether port names take their numbers from the class (egress) instead of the row's own pod.
@@ -66,9 +75,34 @@ impl Row {
 }
 
 impl RowRule {
-    fn ports<'a>(&'a self, rules: Option<&'a [Rule]>) -> &'a Ports {
-        rules.and_then(|r| r.get(self.index)).map_or(&NO_PORTS, |r| &r.ports)
+    fn ports(&self, direction: Direction) -> &Ports {
+        let found = match (&self.of, direction) {
+            (Of::Namespace(policy), Direction::Ingress) => ports_in(policy.ingress.as_deref(), self.index),
+            (Of::Namespace(policy), Direction::Egress) => ports_in(policy.egress.as_deref(), self.index),
+            (Of::Cluster(policy), _) => policy.rules(direction).get(self.index).map(|rule| &rule.ports),
+        };
+        found.unwrap_or(&NO_PORTS)
     }
+
+    /// Whether another rule of a ClusterNetworkPolicy is of the same one.
+    pub(crate) fn is_of_one_policy(&self, other: &Self) -> bool {
+        match (&self.of, &other.of) {
+            (Of::Cluster(a), Of::Cluster(b)) => Arc::ptr_eq(a, b),
+            (Of::Namespace(_), _) | (_, Of::Namespace(_)) => false,
+        }
+    }
+
+    /// Who answers for it: the namespace of its policy, the empty one for a policy of the cluster.
+    pub(crate) fn owner(&self) -> Arc<str> {
+        match &self.of {
+            Of::Namespace(policy) => policy.key.namespace.clone(),
+            Of::Cluster(_) => "".into(),
+        }
+    }
+}
+
+fn ports_in(rules: Option<&[Rule]>, index: usize) -> Option<&Ports> {
+    Some(&rules?.get(index)?.ports)
 }
 
 /// Ports of a rule that does not exist: none match.
@@ -77,10 +111,14 @@ static NO_PORTS: Ports = Ports::Any(Vec::new());
 /// Rules of a policy in one direction, resolved once per version of the policy.
 type Resolved = Arc<[RowRule]>;
 
+/// A policy with its resolved rules by direction.
+type Cached<P> = (Arc<P>, [Option<Resolved>; 2]);
+
 /// Resolved rules, kept while the policy stays the same object.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Policies {
-    cache: BTreeMap<ObjectKey, (Arc<Policy>, [Option<Resolved>; 2])>,
+    cache: BTreeMap<ObjectKey, Cached<Policy>>,
+    cluster: BTreeMap<Arc<str>, Cached<ClusterPolicy>>,
 }
 
 impl Policies {
@@ -89,15 +127,16 @@ impl Policies {
         &mut self,
         world: &World,
         endpoints: &[Endpoint],
-        closed_namespaces: &BTreeSet<Arc<str>>,
+        closed_owners: &BTreeSet<Arc<str>>,
         atoms: &mut Atoms,
         ids: &mut RuleIds,
     ) -> Selection {
         let mut selection = Selection::default();
         let mut index: HashMap<Identity, usize> = HashMap::new();
-        self.cache.retain(|key, cached| world.policies.get(key).is_some_and(|p| Arc::ptr_eq(p, &cached.0)));
+        self.retain(world);
         let mut used = BTreeSet::new();
         let mut namespaces: HashMap<&str, Vec<&Arc<Policy>>> = HashMap::new();
+        let cluster = tiers::in_order(world);
         for endpoint in endpoints {
             let pod = world.pods.get(&endpoint.pod).filter(|p| p.is_subject());
             let Some(pod) = pod else {
@@ -109,17 +148,16 @@ impl Policies {
                 namespaces.entry(namespace).or_insert_with(|| world.policies_of(namespace).collect());
             let mine: Vec<_> =
                 policies.iter().copied().filter(|p| p.pod_selector.matches(&pod.labels)).collect();
-            let is_closed = closed_namespaces.contains(&pod.key.namespace);
+            let of_cluster = tiers::concerning(world, &cluster, pod);
+            let is_closed = closed_owners.contains(&pod.key.namespace)
+                || closed_owners.contains("") && !of_cluster.is_empty();
             let mut choose = |direction| {
-                let Some(spec) = spec(&mine, pod, direction) else { return RowChoice::Open };
+                let Some(spec) = spec(&mine, &of_cluster, pod, direction) else { return RowChoice::Open };
                 if is_closed {
                     return RowChoice::Closed;
                 }
                 let row = *index.entry(Identity::of(&spec)).or_insert_with(|| {
-                    let rules = spec.policies.iter().flat_map(|policy| {
-                        self.resolve(policy, &spec, atoms, ids).iter().cloned().collect::<Vec<_>>()
-                    });
-                    let rules = rules.collect();
+                    let rules = self.rules(&spec, atoms, ids);
                     selection.rows.push(Row { spec: Arc::new(spec), rules });
                     selection.rows.len() - 1
                 });
@@ -134,29 +172,46 @@ impl Policies {
             });
         }
         selection.endpoints.sort_unstable_by_key(|e| e.slot);
-        // Numbers of rules that no row has may be given away, so their resolved form must not come back.
-        let in_use: BTreeSet<&ObjectKey> =
-            selection.rows.iter().flat_map(|r| &r.spec.policies).map(|p| &p.key).collect();
-        self.cache.retain(|key, _| in_use.contains(key));
+        self.forget_unused(&selection);
         selection.collect(&mut used);
         ids.retain(&used);
         selection
     }
 
-    fn resolve(
-        &mut self,
-        policy: &Arc<Policy>,
-        spec: &RowSpec,
-        atoms: &mut Atoms,
-        ids: &mut RuleIds,
-    ) -> Resolved {
-        let cached = self.cache.entry(policy.key.clone()).or_insert_with(|| (policy.clone(), [None, None]));
-        let slot = &mut cached.1[spec.direction as usize - 1];
-        slot.get_or_insert_with(|| {
-            let rules = spec.rules(policy).iter().enumerate();
-            rules.map(|(i, rule)| resolve(policy, spec, i, rule, atoms, ids)).collect()
-        })
-        .clone()
+    /// Forgets what was resolved of policies that are other objects by now.
+    fn retain(&mut self, world: &World) {
+        self.cache.retain(|key, cached| world.policies.get(key).is_some_and(|p| Arc::ptr_eq(p, &cached.0)));
+        self.cluster
+            .retain(|key, cached| world.cluster_policies.get(key).is_some_and(|p| Arc::ptr_eq(p, &cached.0)));
+    }
+
+    /// Numbers of rules that no row has may be given away, so their resolved form must not come back.
+    fn forget_unused(&mut self, selection: &Selection) {
+        let rows = || selection.rows.iter().map(|row| &row.spec);
+        let in_use: BTreeSet<&ObjectKey> = rows().flat_map(|spec| &spec.policies).map(|p| &p.key).collect();
+        self.cache.retain(|key, _| in_use.contains(key));
+        let in_use: BTreeSet<&Arc<str>> = rows().flat_map(|spec| &spec.cluster).map(|p| &p.name).collect();
+        self.cluster.retain(|name, _| in_use.contains(name));
+    }
+
+    /// The rules of a row.
+    fn rules(&mut self, spec: &RowSpec, atoms: &mut Atoms, ids: &mut RuleIds) -> Vec<RowRule> {
+        let mut rules: Vec<RowRule> = Vec::new();
+        for policy in &spec.cluster {
+            let cached = self.cluster.entry(policy.name.clone());
+            let cached = cached.or_insert_with(|| (policy.clone(), [None, None]));
+            let slot = &mut cached.1[spec.direction as usize - 1];
+            let found = slot.get_or_insert_with(|| resolve_cluster(policy, spec, atoms, ids));
+            rules.extend(found.iter().cloned());
+        }
+        for policy in &spec.policies {
+            let cached = self.cache.entry(policy.key.clone());
+            let cached = cached.or_insert_with(|| (policy.clone(), [None, None]));
+            let slot = &mut cached.1[spec.direction as usize - 1];
+            let found = slot.get_or_insert_with(|| resolve(policy, spec, atoms, ids));
+            rules.extend(found.iter().cloned());
+        }
+        rules
     }
 }
 
@@ -183,8 +238,8 @@ impl Selection {
                     Target::Nothing => continue,
                 };
                 if row.spec.direction == Direction::Egress {
-                    let rule = &row.spec.rules(&rule.policy)[rule.index];
-                    names.extend(port_names(rule).map(|(p, n)| (*p, n.clone())));
+                    let ports = rule.ports(row.spec.direction);
+                    names.extend(port_names(ports).map(|(p, n)| (*p, n.clone())));
                 }
             }
         }
@@ -198,6 +253,7 @@ impl Selection {
 struct Identity {
     direction: Direction,
     policies: Vec<usize>,
+    cluster: Vec<usize>,
     ports: Vec<ContainerPort>,
 }
 
@@ -206,6 +262,7 @@ impl Identity {
         Self {
             direction: spec.direction,
             policies: spec.policies.iter().map(|p| Arc::as_ptr(p).addr()).collect(),
+            cluster: spec.cluster.iter().map(|p| Arc::as_ptr(p).addr()).collect(),
             ports: spec.ports.clone(),
         }
     }
@@ -220,20 +277,29 @@ fn closed(endpoint: &Endpoint) -> DesiredEndpoint {
     }
 }
 
-/// Identity of the row that judges a pod; `None` if no policy isolates it in that direction.
-fn spec(selecting: &[&Arc<Policy>], pod: &Pod, direction: Direction) -> Option<RowSpec> {
+/// Identity of the row that judges a pod; `None` if no policy has anything to say in that direction.
+fn spec(
+    selecting: &[&Arc<Policy>],
+    of_cluster: &[&Arc<ClusterPolicy>],
+    pod: &Pod,
+    direction: Direction,
+) -> Option<RowSpec> {
     let isolates = |p: &Policy| match direction {
         Direction::Ingress => p.ingress.is_some(),
         Direction::Egress => p.egress.is_some(),
     };
     let policies: Vec<_> = selecting.iter().filter(|p| isolates(p)).map(|p| Arc::clone(p)).collect();
-    if policies.is_empty() {
+    let cluster = of_cluster.iter().filter(|p| !p.rules(direction).is_empty());
+    let cluster: Vec<_> = cluster.map(|p| Arc::clone(p)).collect();
+    if policies.is_empty() && cluster.is_empty() {
         return None;
     }
-    let mut spec = RowSpec { direction, policies, ports: Vec::new() };
+    let mut spec = RowSpec { direction, policies, cluster, ports: Vec::new() };
     if direction == Direction::Ingress {
         let mut ports: Vec<ContainerPort> = Vec::new();
-        for (protocol, name) in spec.policies.iter().flat_map(|p| spec.rules(p)).flat_map(port_names) {
+        let of_namespace = spec.policies.iter().flat_map(|p| spec.rules(p)).map(|rule| &rule.ports);
+        let of_cluster = spec.cluster.iter().flat_map(|p| p.rules(direction)).map(|rule| &rule.ports);
+        for (protocol, name) in of_namespace.chain(of_cluster).flat_map(port_names) {
             ports.extend(pod.ports.iter().filter(|p| p.protocol == *protocol && p.name == *name).cloned());
         }
         ports.sort_unstable();
@@ -244,8 +310,8 @@ fn spec(selecting: &[&Arc<Policy>], pod: &Pod, direction: Direction) -> Option<R
 }
 
 /// Port names of a rule.
-fn port_names(rule: &Rule) -> impl Iterator<Item = (&Protocol, &Arc<str>)> {
-    let ports: &[PortMatch] = match &rule.ports {
+fn port_names(ports: &Ports) -> impl Iterator<Item = (&Protocol, &Arc<str>)> {
+    let ports: &[PortMatch] = match ports {
         Ports::All => &[],
         Ports::Any(ports) => ports,
     };
@@ -255,21 +321,36 @@ fn port_names(rule: &Rule) -> impl Iterator<Item = (&Protocol, &Arc<str>)> {
     })
 }
 
-fn resolve(
-    policy: &Arc<Policy>,
+fn resolve(policy: &Arc<Policy>, spec: &RowSpec, atoms: &mut Atoms, ids: &mut RuleIds) -> Resolved {
+    let one = |(index, rule): (usize, &Rule)| {
+        let key = RuleKey { rule: spec.rule_ref(policy.key.clone(), index), uid: policy.uid.clone() };
+        RowRule {
+            target: atoms.target(&policy.key.namespace, &rule.peers),
+            // Without a number the rule still allows; its packets are counted under no rule.
+            outcome: Outcome::new(action::ALLOW, ids.id(&key).unwrap_or(0)),
+            stage: Stage::Namespace,
+            of: Of::Namespace(policy.clone()),
+            index,
+        }
+    };
+    spec.rules(policy).iter().enumerate().map(one).collect()
+}
+
+fn resolve_cluster(
+    policy: &Arc<ClusterPolicy>,
     spec: &RowSpec,
-    index: usize,
-    rule: &Rule,
     atoms: &mut Atoms,
     ids: &mut RuleIds,
-) -> RowRule {
-    let key = RuleKey { rule: spec.rule_ref(policy, index), uid: policy.uid.clone() };
-    // Without a number the rule still allows; its packets are counted under no rule.
-    let id = ids.id(&key).unwrap_or(0);
-    RowRule {
-        target: atoms.target(&policy.key.namespace, &rule.peers),
-        outcome: Outcome::new(action::ALLOW, id),
-        policy: policy.clone(),
-        index,
-    }
+) -> Resolved {
+    let one = |(index, rule): (usize, &TierRule)| {
+        let key = RuleKey { rule: spec.rule_ref(policy.key(), index), uid: policy.uid.clone() };
+        RowRule {
+            target: atoms.target(&Arc::from(""), &rule.peers),
+            outcome: tiers::word(rule.action, || ids.id(&key).unwrap_or(0)),
+            stage: Stage::of(policy),
+            of: Of::Cluster(policy.clone()),
+            index,
+        }
+    };
+    policy.rules(spec.direction).iter().enumerate().map(one).collect()
 }

@@ -7,6 +7,7 @@ use super::atoms::Target;
 use super::hosts::{Classes, Signature};
 use super::policies::Row;
 use super::sets::{Match, flatten};
+use super::tiers;
 use crate::desired::SetContent;
 use crate::model::ContainerPort;
 
@@ -81,7 +82,7 @@ impl Cells {
         };
         let rules: Vec<u32> =
             (0..).zip(&row.rules).filter(|(_, r)| matching(r.target)).map(|(i, _)| i).collect();
-        if rules.is_empty() {
+        if rules.is_empty() && !row.spec.policies.is_empty() {
             return 0;
         }
         // The destination gives port names their numbers: the row's own pod for ingress, the class for egress.
@@ -91,7 +92,11 @@ impl Cells {
             return *cell;
         }
         let matches = key.0.iter().map(|i| &row.rules[*i as usize]);
-        let set = flatten(matches.map(|r| Match { ports: row.ports(r), outcome: r.outcome }), names);
+        let set = if row.spec.cluster.is_empty() {
+            flatten(matches.map(|r| Match { ports: row.ports(r), outcome: r.outcome }), names)
+        } else {
+            tiers::set(row, &matches.collect::<Vec<_>>(), names)
+        };
         let cell = self.set(set, sets, limit);
         self.by_rules.insert(key, cell);
         cell

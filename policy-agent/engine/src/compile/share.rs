@@ -10,7 +10,7 @@ use super::hosts::Classes;
 use super::policies::Selection;
 use crate::desired::{Desired, DesiredRow};
 
-/// What the policies of one namespace need. What several namespaces need counts for each.
+/// What the policies of one namespace need, or those of the cluster. What several of them need counts for each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
     /// Rows.
@@ -27,7 +27,7 @@ pub struct Share {
     pub intervals: u32,
 }
 
-/// Shares of all namespaces that have rows.
+/// Shares of all namespaces that have rows; of the empty one: those of the cluster's policies.
 pub(crate) fn shares(
     desired: &Desired,
     selection: &Selection,
@@ -37,18 +37,19 @@ pub(crate) fn shares(
     let mut sets: BTreeMap<Arc<str>, BTreeSet<u32>> = BTreeMap::new();
     let mut owners: HashMap<AtomId, BTreeSet<Arc<str>>> = HashMap::new();
     for (row, planned) in desired.rows.iter().zip(&selection.rows) {
-        let namespace = row.spec.namespace();
-        shares.entry(namespace.clone()).or_default().rows += 1;
-        sets.entry(namespace.clone()).or_default().extend(row.cells.iter().filter(|c| **c != 0));
+        for owner in row.spec.owners() {
+            shares.entry(owner.clone()).or_default().rows += 1;
+            sets.entry(owner).or_default().extend(row.cells.iter().filter(|c| **c != 0));
+        }
         for rule in &planned.rules {
             if let Target::Atom(id) = rule.target {
-                owners.entry(id).or_default().insert(namespace.clone());
+                owners.entry(id).or_default().insert(rule.owner());
             }
         }
     }
     let egress = |row: &&DesiredRow| row.spec.direction == Direction::Egress;
     let egress: BTreeSet<Arc<str>> =
-        desired.rows.iter().filter(egress).map(|row| row.spec.namespace()).collect();
+        desired.rows.iter().filter(egress).flat_map(|row| row.spec.owners()).collect();
     let owners_of = |class: u32| -> BTreeSet<&Arc<str>> {
         let signature = &classes.list[class as usize];
         if signature.front.is_some() {

@@ -36,7 +36,8 @@ fn exception(at: &At<'_>, block: Option<IpNet>, consequence: &str) -> Option<IpN
     Some(except)
 }
 
-fn cidr(at: &At<'_>, consequence: &str) -> Option<IpNet> {
+/// Reads a block.
+pub(super) fn cidr(at: &At<'_>, consequence: &str) -> Option<IpNet> {
     let text = at.text(consequence)?;
     match parse_cidr(text) {
         Ok((net, notes)) => {

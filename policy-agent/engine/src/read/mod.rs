@@ -12,6 +12,8 @@ mod rule;
 mod selector;
 #[cfg(test)]
 mod tests;
+mod tier;
+mod tier_rule;
 
 use std::sync::Arc;
 
@@ -82,6 +84,7 @@ fn one(value: &Value, api_version: &str, kind: &str) -> Read {
         (Group::Core | Group::Missing, "Pod") => named(&root, true, pod::pod),
         (Group::Core | Group::Missing, "Service") => named(&root, true, cluster::service),
         (Group::Policy | Group::Missing, "NetworkPolicy") => named(&root, true, policy::policy),
+        (Group::Tiers | Group::Missing, "ClusterNetworkPolicy") => named(&root, false, tier::policy),
         (Group::Discovery | Group::Missing, "EndpointSlice") => named(&root, true, cluster::endpoint_slice),
         (_, "") => {
             root.bad(format!("{}: ignored", if value.is_object() { "has no kind" } else { "is no object" }));
@@ -106,6 +109,7 @@ fn one(value: &Value, api_version: &str, kind: &str) -> Read {
 enum Group {
     Core,
     Policy,
+    Tiers,
     Discovery,
     Missing,
     Other,
@@ -117,6 +121,7 @@ fn group(api_version: &str) -> Group {
         None => Group::Core,
         // `extensions` is where NetworkPolicy lived first; ignoring it would leave its pods open.
         Some(("networking.k8s.io" | "extensions", _)) => Group::Policy,
+        Some(("policy.networking.k8s.io", _)) => Group::Tiers,
         Some(("discovery.k8s.io", _)) => Group::Discovery,
         Some(_) => Group::Other,
     }
@@ -125,6 +130,7 @@ fn group(api_version: &str) -> Group {
 fn version_notes(root: &At<'_>, api_version: &str, kind: &str) {
     let expected = match kind {
         "NetworkPolicy" => "networking.k8s.io/v1",
+        "ClusterNetworkPolicy" => "policy.networking.k8s.io/v1alpha2",
         "EndpointSlice" => "discovery.k8s.io/v1",
         _ => "v1",
     };
@@ -138,7 +144,10 @@ fn version_notes(root: &At<'_>, api_version: &str, kind: &str) {
 fn unknown_kind(api_version: &str, kind: &str) -> String {
     let version = if api_version.is_empty() { String::new() } else { format!(" of {api_version}") };
     if kind.contains("Policy") {
-        format!("kind {kind}{version} is not enforced: only NetworkPolicy of networking.k8s.io/v1 is")
+        format!(
+            "kind {kind}{version} is not enforced: only NetworkPolicy of networking.k8s.io/v1 and \
+             ClusterNetworkPolicy of policy.networking.k8s.io/v1alpha2 are"
+        )
     } else {
         format!("kind {kind}{version} is not used: ignored")
     }
@@ -183,7 +192,8 @@ fn identity(value: &Value) -> Option<ObjectKey> {
     let metadata: &Map<String, Value> = value.get("metadata")?.as_object()?;
     let name = metadata.get("name")?.as_str().filter(|name| !name.is_empty())?;
     let namespace = metadata.get("namespace").and_then(Value::as_str).unwrap_or_default();
-    let clusterwide = matches!(value.get("kind").and_then(Value::as_str), Some("Namespace" | "Node"));
+    let kind = value.get("kind").and_then(Value::as_str);
+    let clusterwide = matches!(kind, Some("Namespace" | "Node" | "ClusterNetworkPolicy"));
     let namespace = match (namespace, clusterwide) {
         (_, true) => "",
         ("", false) => "default",

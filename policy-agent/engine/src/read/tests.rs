@@ -349,11 +349,15 @@ fn other_kinds() {
     assert_eq!(
         told("{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: a, namespace: x}}"),
         [
-            "CiliumNetworkPolicy x/a: kind CiliumNetworkPolicy of cilium.io/v2 is not enforced: only NetworkPolicy of networking.k8s.io/v1 is"
+            "CiliumNetworkPolicy x/a: kind CiliumNetworkPolicy of cilium.io/v2 is not enforced: only NetworkPolicy of networking.k8s.io/v1 and ClusterNetworkPolicy of policy.networking.k8s.io/v1alpha2 are"
         ]
     );
     let calico = told("{apiVersion: projectcalico.org/v3, kind: NetworkPolicy, metadata: {name: a}}");
     assert!(calico[0].contains("not enforced"), "{calico:?}");
+    let older = told(
+        "{apiVersion: policy.networking.k8s.io/v1alpha1, kind: AdminNetworkPolicy, metadata: {name: a}}",
+    );
+    assert!(older[0].contains("not enforced"), "{older:?}");
     let config = told("{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}");
     assert!(config[0].contains("not used"), "{config:?}");
     let old = object(&yaml("{apiVersion: extensions/v1beta1, kind: NetworkPolicy, metadata: {name: a}}"));

@@ -7,4 +7,5 @@ pub mod rng;
 pub mod samples;
 #[cfg(test)]
 mod scale;
+mod tiers;
 pub mod worlds;

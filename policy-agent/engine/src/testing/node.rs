@@ -251,8 +251,10 @@ impl SimNode {
     pub fn check_held(&self, refusals: &[Refusal], samples: &[Sample]) -> Result<(), String> {
         let world = self.planner.enforced();
         let closed = |sample: &&Sample| {
-            let pod = self.endpoints.iter().find(|e| e.slot == sample.slot).map(|e| &e.pod.namespace);
-            refusals.iter().any(|r| r.held == Held::Closed && Some(&r.namespace) == pod)
+            let pod = self.endpoints.iter().find(|e| e.slot == sample.slot).map(|e| &e.pod);
+            refusals
+                .iter()
+                .any(|r| r.held == Held::Closed && pod.is_some_and(|pod| r.endpoints.contains(pod)))
         };
         let (closed, others): (Vec<&Sample>, Vec<&Sample>) = samples.iter().partition(closed);
         self.check(world, &others.into_iter().copied().collect::<Vec<_>>())?;

@@ -12,7 +12,7 @@ use crate::desired::Endpoint;
 use crate::model::Protocol;
 use crate::oracle;
 use crate::rule_ids::{RuleIds, RuleKey};
-use crate::verdict::Query;
+use crate::verdict::{Query, RuleRef};
 use crate::world::World;
 
 /// A flow that opens between an endpoint and a remote address.
@@ -108,14 +108,21 @@ pub fn expected(world: &World, endpoints: &[Endpoint], ids: &RuleIds, sample: &S
     let outcome = match side.reason {
         Reason::OwnNode => return Some(Expected::Path),
         Reason::Allowed if itself => return Some(Expected::Path),
-        reason if !reason.passes() => Outcome::DROP,
-        _ => {
-            let id = side.allowed_by.and_then(|rule| {
-                let uid = world.policies.get(&rule.policy)?.uid.clone();
-                ids.find(&RuleKey { rule, uid })
-            });
-            Outcome::new(action::ALLOW, id.unwrap_or(0))
-        }
+        reason if !reason.passes() => Outcome::new(action::DROP, number(world, ids, side.denied_by)),
+        _ => Outcome::new(action::ALLOW, number(world, ids, side.allowed_by)),
     };
     Some(Expected::Tables(outcome))
+}
+
+/// Number of the rule that decides; 0 = none does.
+fn number(world: &World, ids: &RuleIds, rule: Option<RuleRef>) -> u32 {
+    let key = rule.and_then(|rule| {
+        let uid = if rule.is_of_cluster() {
+            world.cluster_policies.get(&rule.policy.name)?.uid.clone()
+        } else {
+            world.policies.get(&rule.policy)?.uid.clone()
+        };
+        Some(RuleKey { rule, uid })
+    });
+    key.and_then(|key| ids.find(&key)).unwrap_or(0)
 }

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::rng::Rng;
+use super::tiers;
 use crate::model::{
-    ContainerPort, EndpointSlice, Labels, NAMESPACE_NAME_LABEL, Namespace, NamespaceScope, Node, ObjectKey,
-    Peer, Peers, Phase, Pod, Policy, PortMatch, Ports, Protocol, Requirement, Rule, Selector, Service,
-    ServiceMode, ServicePort, SlicePort, TargetPort,
+    ContainerPort, EndpointSlice, NAMESPACE_NAME_LABEL, Namespace, NamespaceScope, Node, ObjectKey, Peer,
+    Peers, Phase, Pod, Policy, PortMatch, Ports, Protocol, Requirement, Rule, Selector, Service, ServiceMode,
+    ServicePort, SlicePort, TargetPort,
 };
 use crate::world::{Delta, World};
 
@@ -75,6 +76,10 @@ pub fn clear(world: &mut World) {
     for key in policies {
         world.apply(Delta::PolicyGone(key));
     }
+    let cluster: Vec<_> = world.cluster_policies.keys().cloned().collect();
+    for name in cluster {
+        world.apply(Delta::ClusterPolicyGone(name));
+    }
     for key in pods {
         world.apply(Delta::PodGone { key, uid: "".into() });
     }
@@ -83,7 +88,7 @@ pub fn clear(world: &mut World) {
 
 /// A random change of a world.
 pub fn delta(rng: &mut Rng, world: &World) -> Delta {
-    match rng.below(26) {
+    match rng.below(30) {
         0 => Delta::Namespace(namespace(rng)),
         1 => Delta::NamespaceGone(rng.one(NAMESPACES).into()),
         2..=8 => Delta::Pod(pod(rng, world)),
@@ -95,7 +100,7 @@ pub fn delta(rng: &mut Rng, world: &World) -> Delta {
         11 => {
             let name = rng.one([NODE, "n2"]);
             let addresses = vec![IpAddr::V4(Ipv4Addr::new(192, 168, 0, byte(rng, 3)))];
-            Delta::Node(Node { name: name.into(), labels: Labels::default(), addresses })
+            Delta::Node(Node { name: name.into(), labels: Arc::new(labels(rng)), addresses })
         }
         12 => Delta::HostAddresses((0..rng.below(4)).map(|_| host_address(rng)).collect()),
         20 => Delta::Service(service(rng)),
@@ -103,6 +108,8 @@ pub fn delta(rng: &mut Rng, world: &World) -> Delta {
         22 | 23 => Delta::EndpointSlice(slice(rng, world)),
         24 => Delta::EndpointSliceGone(ObjectKey::new("a", rng.one(["e1", "e2", "e3"]))),
         25 => Delta::ServiceMode(rng.one([ServiceMode::Tag, ServiceMode::Backends, ServiceMode::Backends])),
+        26..=28 => Delta::ClusterPolicy(tiers::cluster_policy(rng, world)),
+        29 => Delta::ClusterPolicyGone(rng.one(["t0", "t1", "t2", "t3"]).into()),
         13 | 14 => {
             let policies: Vec<_> = world.policies.keys().cloned().collect();
             Delta::PolicyGone(rng.pick(&policies).cloned().unwrap_or_else(|| ObjectKey::new("a", "none")))
@@ -280,7 +287,7 @@ fn peer(rng: &mut Rng) -> Peer {
     }
 }
 
-fn block(rng: &mut Rng) -> Peer {
+pub(super) fn block(rng: &mut Rng) -> Peer {
     let blocks: Vec<IpNet> = BLOCKS.iter().filter_map(|b| b.parse().ok()).collect();
     let Some(cidr) = rng.pick(&blocks).copied() else { return Peer::Nothing };
     let inside: Vec<IpNet> = blocks.iter().copied().filter(|b| *b != cidr && cidr.contains(b)).collect();
@@ -288,7 +295,7 @@ fn block(rng: &mut Rng) -> Peer {
     Peer::Block { cidr, except }
 }
 
-fn selector(rng: &mut Rng) -> Selector {
+pub(super) fn selector(rng: &mut Rng) -> Selector {
     let requirements = (0..rng.one([0, 1, 1, 1, 2])).map(|_| requirement(rng)).collect();
     Selector { requirements }
 }
@@ -307,7 +314,7 @@ fn requirement(rng: &mut Rng) -> Requirement {
     }
 }
 
-fn ports(rng: &mut Rng) -> Ports {
+pub(super) fn ports(rng: &mut Rng) -> Ports {
     if rng.percent(25) {
         return Ports::All;
     }

@@ -3,7 +3,7 @@
 use policy_engine::explain;
 use policy_engine::verdict::{Evaluation, Side};
 
-use crate::support::{ask, query, with};
+use crate::support::{ask, cluster_policy, query, with};
 
 fn nearest(policies: &[(&str, &str)], question: &str) -> String {
     let Evaluation { egress, ingress } = ask(&with(policies), question);
@@ -149,4 +149,47 @@ y/a (10.0.0.21) -> x/a (10.0.0.11) 9999/TCP: denied
     let mut out = String::new();
     explain::text(&mut out, &world, &query, &ask(&world, "y/a -> x/a 1/TCP")).unwrap();
     assert!(out.contains("nearest rule: none, these policies have no ingress rules"), "{out}");
+}
+
+#[test]
+fn prose_about_tiers() {
+    let mut world =
+        with(&[("x/p", "{podSelector: {matchLabels: {pod: a}}, ingress: [{ports: [{port: 80}]}]}")]);
+    let subject = "subject: {namespaces: {matchLabels: {ns: x}}}";
+    let pods = |name: &str| format!("from: [{{pods: {{podSelector: {{matchLabels: {{pod: {name}}}}}}}}}]");
+    let rules = format!("[{{action: Pass, {}}}, {{name: not c, action: Deny, {}}}]", pods("a"), pods("c"));
+    cluster_policy(
+        &mut world,
+        "guard",
+        &format!("{{tier: Admin, priority: 7, {subject}, ingress: {rules}}}"),
+    );
+    let rules = format!("[{{action: Accept, {}}}]", pods("b"));
+    cluster_policy(
+        &mut world,
+        "base",
+        &format!("{{tier: Baseline, priority: 0, {subject}, ingress: {rules}}}"),
+    );
+    let text = |question: &str| {
+        let query = query(&world, question);
+        let mut out = String::new();
+        explain::text(&mut out, &world, &query, &ask(&world, question)).unwrap();
+        out.split_once("  ingress of ").expect("two sides").1.to_owned()
+    };
+    let cluster =
+        "    policies of the cluster: guard (Admin tier, priority 7), base (Baseline tier, priority 0)\n";
+    let expected = format!(
+        "x/a (10.0.0.11): denied, a rule denies it\n    isolated by: x/p\n{cluster}\
+         \x20   denied by: guard ingress[1] \"not c\" (Admin tier, priority 7)\n"
+    );
+    assert_eq!(text("x/c -> x/a 80/TCP"), expected);
+    let expected = format!(
+        "x/a (10.0.0.11): denied, the pod is isolated and no rule matches\n    isolated by: x/p\n{cluster}\
+         \x20   passed on by: guard ingress[0] (Admin tier, priority 7)\n\
+         \x20   nearest rule: x/p ingress[0]\n      port wanted: 80/TCP\n      port got: 81/TCP\n"
+    );
+    assert_eq!(text("y/a -> x/a 81/TCP"), expected);
+    let allowed = text("y/b -> x/b 9/TCP");
+    assert!(allowed.ends_with("allowed by: base ingress[0] (Baseline tier, priority 0)\n"), "{allowed}");
+    let left = text("8.8.8.8 -> x/b 9/TCP");
+    assert!(left.contains("allowed, no rule decides it, and no NetworkPolicy isolates"), "{left}");
 }

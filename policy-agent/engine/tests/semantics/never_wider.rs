@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value, json};
 
-use crate::support::{cluster, ip, policy};
+use crate::support::{cluster, cluster_policy, ip, policy};
 
 /// Garbage that no place of a policy accepts, whatever the type it wants.
 fn garbage() -> impl Strategy<Value = Value> {
@@ -109,6 +109,58 @@ fn spec() -> impl Strategy<Value = Value> {
     )
 }
 
+/// Peers, protocols and actions of a rule of the cluster.
+fn tier_rule(peers: &'static str) -> impl Strategy<Value = Value> {
+    let pods = (selector(), selector());
+    let mut kinds = vec![
+        selector().prop_map(|namespaces| json!({"namespaces": namespaces})).boxed(),
+        pods.prop_map(|(a, b)| json!({"pods": {"namespaceSelector": a, "podSelector": b}})).boxed(),
+    ];
+    if peers == "to" {
+        let networks =
+            vec![json!(["10.0.0.0/28"]), json!(["0.0.0.0/0", "fd00::/64"]), json!(["192.0.2.1/32"])];
+        kinds.push(select(networks).prop_map(|networks| json!({"networks": networks})).boxed());
+        kinds.push(selector().prop_map(|nodes| json!({"nodes": nodes})).boxed());
+    }
+    let port = select(vec![
+        json!({"tcp": {"destinationPort": {"number": 80}}}),
+        json!({"tcp": {"destinationPort": {"range": {"start": 7, "end": 81}}}}),
+        json!({"udp": {"destinationPort": {"number": 53}}}),
+        json!({"sctp": {"destinationPort": {"range": {"start": 1, "end": 9}}}}),
+    ]);
+    let lists = (
+        select(vec!["Accept", "Deny", "Pass"]),
+        proptest::collection::vec(proptest::strategy::Union::new(kinds), 1..3),
+        proptest::option::of(proptest::collection::vec(port, 1..3)),
+    );
+    lists.prop_map(move |(action, of, ports)| {
+        let mut rule = json!({"name": "n", "action": action, peers: of});
+        if let Some(ports) = ports {
+            rule["protocols"] = json!(ports);
+        }
+        rule
+    })
+}
+
+fn tier_spec() -> impl Strategy<Value = Value> {
+    let subject = prop_oneof![
+        selector().prop_map(|namespaces| json!({"namespaces": namespaces})),
+        (selector(), selector())
+            .prop_map(|(a, b)| json!({"pods": {"namespaceSelector": a, "podSelector": b}})),
+    ];
+    let rules = |peers| proptest::option::of(proptest::collection::vec(tier_rule(peers), 1..3));
+    let head = (select(vec!["Admin", "Baseline"]), select(vec![0, 5, 1000]), subject);
+    (head, rules("from"), rules("to")).prop_map(|((tier, priority, subject), ingress, egress)| {
+        let mut spec = json!({"tier": tier, "priority": priority, "subject": subject});
+        for (name, rules) in [("ingress", ingress), ("egress", egress)] {
+            if let Some(rules) = rules {
+                spec[name] = json!(rules);
+            }
+        }
+        spec
+    })
+}
+
 /// How a place is broken. Removing a field is no breakage: that is another valid policy.
 #[derive(Clone, Debug)]
 enum Break {
@@ -163,7 +215,7 @@ fn read_into(world: &World, object: &Value) -> (World, Read) {
     let read = read::object(object);
     let mut world = world.clone();
     let delta = read.delta.clone().expect("a policy with a name is never lost");
-    assert!(matches!(delta, Delta::Policy(_)));
+    assert!(matches!(delta, Delta::Policy(_) | Delta::ClusterPolicy(_)));
     world.apply(delta);
     (world, read)
 }
@@ -224,9 +276,45 @@ proptest! {
         }
     }
 
+    /// The same for policies of the cluster, among others of every tier.
+    #[test]
+    fn a_broken_policy_of_the_cluster_allows_no_more(
+        spec in tier_spec(),
+        bad in proptest::collection::vec(garbage(), 8),
+        closed in any::<bool>(),
+    ) {
+        let intact = json!({
+            "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+            "metadata": {"name": "m"}, "spec": spec
+        });
+        let mut world = cluster();
+        let rule = |action| format!("{{action: {action}, from: [{{pods: {{podSelector: {{matchLabels: {{pod: b}}}}}}}}]}}");
+        let head = "subject: {namespaces: {}}, priority: 5";
+        cluster_policy(&mut world, "n", &format!("{{tier: Admin, {head}, ingress: [{}]}}", rule("Accept")));
+        cluster_policy(&mut world, "o", &format!("{{tier: Baseline, {head}, ingress: [{}]}}", rule("Deny")));
+        if closed {
+            policy(&mut world, "x/closed", "{policyTypes: [Ingress, Egress]}");
+        }
+        let (before, read) = read_into(&world, &intact);
+        prop_assert!(!read.broken, "{:?}", read.problems);
+        let mut denied = questions();
+        denied.retain(|query| !oracle::verdicts(&before, query).allows());
+        let mut all = Vec::new();
+        places(&intact["spec"], "/spec", &mut all);
+        let bad = all.iter().zip(bad.iter().cycle());
+        for (place, how) in bad.flat_map(|(place, bad)| breaks(bad).map(|how| (place, how))) {
+            let Some(broken) = broken(&intact, place, &how) else { continue };
+            let (after, read) = read_into(&world, &broken);
+            prop_assert!(!read.problems.is_empty(), "nothing said about {broken}");
+            for query in &denied {
+                prop_assert!(!oracle::verdicts(&after, query).allows(), "{query:?} opened by {broken}");
+            }
+        }
+    }
+
     #[test]
     fn reading_never_panics(value in any_json()) {
-        for kind in ["NetworkPolicy", "Pod", "Namespace", "Node", "Service", "PodList", "List", "EndpointSlice", "Other"] {
+        for kind in ["NetworkPolicy", "Pod", "Namespace", "Node", "Service", "PodList", "List", "EndpointSlice", "ClusterNetworkPolicy", "Other"] {
             let mut object = json!({"kind": kind, "metadata": {"name": "p"}, "spec": value, "items": [value]});
             object["status"] = value.clone();
             let _ = read::objects(&object);
@@ -243,8 +331,20 @@ fn any_json() -> impl Strategy<Value = Value> {
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
         any::<i64>().prop_map(Value::from),
-        select(vec!["", "a", "10.0.0.0/8", "::ffff:1.2.3.4/99", "80", "In", "TCP", "Egress", "é%/"])
-            .prop_map(Value::from),
+        select(vec![
+            "",
+            "a",
+            "10.0.0.0/8",
+            "::ffff:1.2.3.4/99",
+            "80",
+            "In",
+            "TCP",
+            "Egress",
+            "Admin",
+            "Pass",
+            "é%/"
+        ])
+        .prop_map(Value::from),
     ];
     let key = select(vec![
         "name",
@@ -276,6 +376,16 @@ fn any_json() -> impl Strategy<Value = Value> {
         "containers",
         "containerPort",
         "hostNetwork",
+        "tier",
+        "priority",
+        "subject",
+        "namespaces",
+        "pods",
+        "networks",
+        "protocols",
+        "tcp",
+        "destinationPort",
+        "action",
         "addresses",
         "address",
         "clusterIP",

@@ -82,6 +82,17 @@ pub(crate) fn policy(world: &mut World, key: &str, spec: &str) {
     apply(world, &format!("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n{head}\nspec: {spec}"));
 }
 
+/// Applies a ClusterNetworkPolicy.
+pub(crate) fn cluster_policy(world: &mut World, name: &str, spec: &str) {
+    let head = format!("metadata: {{name: {name}}}");
+    apply(
+        world,
+        &format!(
+            "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\n{head}\nspec: {spec}"
+        ),
+    );
+}
+
 /// The cluster with policies.
 pub(crate) fn with(policies: &[(&str, &str)]) -> World {
     let mut world = cluster();

@@ -60,6 +60,9 @@ fn of_details(details: &Details, fields: &mut Fields) {
     if let Some(rule) = &details.allowed_by {
         fields.push(("rule", rule.to_string()));
     }
+    if let Some(rule) = &details.denied_by {
+        fields.push(("denied by", rule.to_string()));
+    }
     if let Some(nearest) = &details.nearest_rule {
         fields.extend([
             ("nearest rule", nearest.rule.to_string()),

@@ -90,7 +90,9 @@ fn why(flow: &Flow, details: Option<&Details>, colour: bool) -> Vec<String> {
         }
         return vec![first];
     };
-    if let Some(rule) = &details.allowed_by {
+    if let Some(rule) = &details.denied_by {
+        first.push_str(&format!(" {rule}"));
+    } else if let Some(rule) = &details.allowed_by {
         first.push_str(&format!(" by {rule}"));
     } else if !isolated_by.is_empty() {
         first.push_str(&format!("; isolated by {}", isolated_by.join(", ")));

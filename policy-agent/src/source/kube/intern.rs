@@ -43,6 +43,8 @@ impl Interner {
             | Delta::EndpointSliceGone(_)
             | Delta::ServiceMode(_)
             | Delta::PolicyGone(_)
+            | Delta::ClusterPolicy(_)
+            | Delta::ClusterPolicyGone(_)
             | Delta::HostAddresses(_) => {}
         }
     }

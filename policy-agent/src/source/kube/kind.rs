@@ -21,6 +21,8 @@ pub enum Kind {
     Policy,
     /// Pods of the whole cluster: any of them may be a peer.
     Pod,
+    /// ClusterNetworkPolicies. Their resource is a CRD, which a cluster may have or not.
+    ClusterPolicy,
     /// Backends of Services. Nothing depends on them while the datapath sees where a packet really goes.
     EndpointSlice,
 }
@@ -101,6 +103,7 @@ impl Kind {
             Self::Node => "Node",
             Self::Service => "Service",
             Self::Policy => "NetworkPolicy",
+            Self::ClusterPolicy => "ClusterNetworkPolicy",
             Self::Pod => "Pod",
             Self::EndpointSlice => "EndpointSlice",
         }
@@ -114,6 +117,7 @@ impl Kind {
             Self::Node => "nodes",
             Self::Service => "services",
             Self::Policy => "networkpolicies",
+            Self::ClusterPolicy => "clusternetworkpolicies",
             Self::Pod => "pods",
             Self::EndpointSlice => "endpointslices",
         }
@@ -125,6 +129,7 @@ impl Kind {
         match self {
             Self::Namespace | Self::Node | Self::Service | Self::Pod => "",
             Self::Policy => "networking.k8s.io",
+            Self::ClusterPolicy => "policy.networking.k8s.io",
             Self::EndpointSlice => "discovery.k8s.io",
         }
     }
@@ -135,6 +140,7 @@ impl Kind {
         match self {
             Self::Namespace | Self::Node | Self::Service | Self::Pod => "v1",
             Self::Policy => "networking.k8s.io/v1",
+            Self::ClusterPolicy => "policy.networking.k8s.io/v1alpha2",
             Self::EndpointSlice => "discovery.k8s.io/v1",
         }
     }
@@ -147,6 +153,7 @@ impl Kind {
             Self::Node => "/api/v1/nodes",
             Self::Service => "/api/v1/services",
             Self::Policy => "/apis/networking.k8s.io/v1/networkpolicies",
+            Self::ClusterPolicy => "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
             Self::Pod => "/api/v1/pods",
             Self::EndpointSlice => "/apis/discovery.k8s.io/v1/endpointslices",
         }
@@ -158,7 +165,7 @@ impl Kind {
             Self::Namespace => &NAMESPACE,
             Self::Node => &NODE,
             Self::Service => &SERVICE,
-            Self::Policy => &POLICY,
+            Self::Policy | Self::ClusterPolicy => &POLICY,
             Self::Pod => &POD,
             Self::EndpointSlice => &ENDPOINT_SLICE,
         }
@@ -170,7 +177,7 @@ impl Kind {
             Self::Namespace => &Shape::Each(&NAMESPACE),
             Self::Node => &Shape::Each(&NODE),
             Self::Service => &Shape::Each(&SERVICE),
-            Self::Policy => &Shape::Each(&POLICY),
+            Self::Policy | Self::ClusterPolicy => &Shape::Each(&POLICY),
             Self::Pod => &Shape::Each(&POD),
             Self::EndpointSlice => &Shape::Each(&ENDPOINT_SLICE),
         }
@@ -183,6 +190,7 @@ impl Kind {
             Self::Node => Delta::NodeGone(key.name.clone()),
             Self::Service => Delta::ServiceGone(key.clone()),
             Self::Policy => Delta::PolicyGone(key.clone()),
+            Self::ClusterPolicy => Delta::ClusterPolicyGone(key.name.clone()),
             Self::Pod => Delta::PodGone { key: key.clone(), uid: uid.clone() },
             Self::EndpointSlice => Delta::EndpointSliceGone(key.clone()),
         }

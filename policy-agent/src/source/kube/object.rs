@@ -108,6 +108,7 @@ impl Reading {
                 self.key = policy.key.clone();
                 self.held.uid = policy.uid.clone();
             }
+            Delta::ClusterPolicy(policy) => self.held.uid = policy.uid.clone(),
             Delta::Service(service) => self.key = service.key.clone(),
             Delta::EndpointSlice(slice) => self.key = slice.key.clone(),
             Delta::Namespace(_)
@@ -119,6 +120,7 @@ impl Reading {
             | Delta::EndpointSliceGone(_)
             | Delta::ServiceMode(_)
             | Delta::PolicyGone(_)
+            | Delta::ClusterPolicyGone(_)
             | Delta::HostAddresses(_) => {}
         }
     }
