@@ -18,16 +18,18 @@ use policy_engine::verdict::RuleRef;
 use policy_engine::world::{Delta, World};
 
 use super::background::{Background, Work};
+use super::batch::Batch;
 use super::check::Checker;
 use super::claims::{Claim, Claims};
 use super::exits::Exits;
 use super::guard::Guards;
+use super::hooking::Hooking;
 use super::kernel::Kernel;
 use super::placement::{NetnsLinks, Place, keep_from_ending, netns_paths, place};
 use super::retry::Retry;
 use super::spares::Spares;
 use super::table::Table;
-use super::tags::Tags;
+use super::tags::{Prober, Tags};
 use super::view::Tally;
 use super::workloads::Workloads;
 use crate::cli::ServicesArg;
@@ -35,7 +37,7 @@ use crate::datapath;
 use crate::events::{Bus, EndpointState, Generation, History, Now};
 use crate::netlink::{Discovery, Interfaces};
 use crate::source::SourceState;
-use crate::source::objects::{Located, Update};
+use crate::source::objects::Located;
 use crate::state::{Saved, Store};
 
 /// What the core is made of.
@@ -46,6 +48,10 @@ pub(super) struct Core {
     pub(super) bus: Arc<Bus>,
     pub(super) background: Background,
     pub(super) spares: Spares,
+    /// The store has filled up since endpoints waited for it.
+    pub(super) stocked: bool,
+    pub(super) hooking: Hooking,
+    pub(super) prober: Prober,
     pub(super) discovery: Discovery,
     pub(super) store: Store,
     /// Configuration bits of endpoints.
@@ -76,8 +82,12 @@ pub(super) struct Core {
     /// When to look, and to try to hook what could not be hooked, again. Apart from the writes: an interface that cannot
     /// be hooked for long must not keep them waiting.
     pub(super) rehook: Retry,
+    /// Since when a look at all hooks is due.
+    pub(super) check_wanted: Option<Instant>,
     /// The world changed, or a plan could not be made yet.
     pub(super) stale: bool,
+    /// Since when the oldest change is not in the kernel.
+    pub(super) since: Option<Instant>,
     /// How the source is doing.
     pub(super) source: SourceState,
     /// The source has told everything once.
@@ -94,23 +104,6 @@ pub(super) struct Core {
     pub(super) rules: Arc<Vec<(RuleRef, u32)>>,
 }
 
-/// What happened since the last time, as one.
-#[derive(Debug, Default)]
-pub(super) struct Batch {
-    /// News of the source.
-    pub updates: Vec<Update>,
-    /// How the source is doing, if that is news.
-    pub source: Option<SourceState>,
-    /// Interfaces or addresses changed.
-    pub network: bool,
-    /// What container runtimes say of pods.
-    pub claims: Vec<Claim>,
-    /// Plans up to this number, and these slots, are out of every program's sight.
-    pub passed: Option<(u64, Vec<u16>)>,
-    /// Look at the hooks.
-    pub check_hooks: bool,
-}
-
 impl Core {
     /// A core over a loaded datapath that holds what an earlier agent left.
     ///
@@ -123,6 +116,8 @@ impl Core {
             bus,
             background,
             spares,
+            hooking,
+            prober,
             discovery,
             store,
             bits,
@@ -147,6 +142,9 @@ impl Core {
             bus,
             background,
             spares,
+            stocked: true,
+            hooking,
+            prober,
             discovery,
             store,
             bits,
@@ -168,7 +166,9 @@ impl Core {
             retry: Retry::default(),
             blind: None,
             rehook: Retry::default(),
+            check_wanted: None,
             stale: true,
+            since: None,
             source: SourceState::default(),
             told: false,
             synced: false,
@@ -183,7 +183,8 @@ impl Core {
 
     /// Takes in a batch and makes the kernel enforce it.
     pub(super) fn handle(&mut self, batch: Batch) {
-        let Batch { updates, source, network, claims, passed, check_hooks } = batch;
+        let Batch { updates, since, source, network, claims, passed, stocked, hooked, probed, check_hooks } =
+            batch;
         let now = Instant::now();
         if let Some(source) = source {
             self.source = source;
@@ -194,6 +195,10 @@ impl Core {
             // There may be room now.
             self.stale |= !self.refused.is_empty();
         }
+        self.stocked &= stocked.unwrap_or(true);
+        self.hooked(hooked);
+        self.probed(probed);
+        self.since = self.since.or(since);
         let news = !updates.is_empty();
         for update in updates {
             for delta in update.deltas {
@@ -206,7 +211,7 @@ impl Core {
         // Nothing is judged, and above all nothing removed, before the source has told all that it has.
         self.told |= news;
         if !self.told {
-            return;
+            return self.hold(network, now);
         }
         let (due, again) = (self.retry.due(now), self.rehook.due(now));
         let first = !self.synced;
@@ -226,12 +231,14 @@ impl Core {
         }
         self.follow(first, now);
         // Before anything is left to be judged there.
-        let check = first || check_hooks || due || again;
+        let check = self.may_check(first || check_hooks || due || again, now);
         self.follow_exits(first, check);
         if self.stale {
             self.enforce();
         }
+        self.since = self.since.filter(|_| self.stale);
         self.hook_all(check);
+        self.follow_tags(check_hooks);
         self.stock();
         if self.degraded.is_none() {
             self.retry.succeeded();
@@ -246,7 +253,9 @@ impl Core {
     /// When to call [`Core::handle`] again even if nothing happens.
     #[must_use]
     pub(super) fn again_at(&self) -> Option<Instant> {
-        let turns = [self.retry.at(), self.rehook.at(), self.checker.next()];
+        // What is being hooked tells of itself.
+        let rehook = self.rehook.at().filter(|_| !self.table.is_attaching());
+        let turns = [self.retry.at(), rehook, self.checker.next()];
         [self.guards.next(), self.claims.next(), self.next_exit()].into_iter().chain(turns).flatten().min()
     }
 
@@ -314,7 +323,7 @@ impl Core {
         match self.apply(&plan) {
             Ok(()) => {
                 self.stale = false;
-                self.tally.planned(start.elapsed(), &plan);
+                self.tally.planned(start.elapsed(), self.since.take().map(|since| since.elapsed()), &plan);
                 tracing::debug!(plan = plan.number, writes = plan.ops.len(), took = ?start.elapsed(), "enforced");
             }
             Err(error) => self.fail(format!("write to the kernel: {}", crate::cli::chain(&error))),
@@ -448,6 +457,10 @@ pub(super) struct Parts {
     pub background: Background,
     /// Where flow maps are made before pods need them.
     pub spares: Spares,
+    /// Where interfaces are hooked.
+    pub hooking: Hooking,
+    /// Where tags are probed.
+    pub prober: Prober,
     /// Netlink of the node's network namespace.
     pub discovery: Discovery,
     /// State directory.

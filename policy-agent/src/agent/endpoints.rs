@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use policy_common::abi::meta_words;
+use policy_common::abi::{ROW_OPEN, meta_words};
 use policy_engine::tables::Difference;
 
 use super::background::Work;
@@ -24,12 +24,14 @@ impl Core {
     /// closed while their policy is worked out. Later on new pods are hooked at once, closed.
     pub(super) fn follow(&mut self, first: bool, now: Instant) {
         let guarded = if self.guarding {
-            self.guards.update(&self.world, &self.interfaces, &self.places, first, now)
+            let away = !self.source.error.is_empty();
+            self.guards.update(&self.world, &self.interfaces, &self.places, (first, away), now)
         } else {
             Vec::new()
         };
         self.table.prefer(self.kernel.read().spare_slots());
-        let changes = self.table.follow(&self.world, &self.places, &guarded);
+        let room = self.room(first);
+        let changes = self.table.follow(&self.world, &self.places, &guarded, room);
         if changes != Changes::default() {
             self.stale = true;
         }
@@ -53,9 +55,46 @@ impl Core {
         }
     }
 
+    /// Before the sources have told anything: what appears in place of an interface that an earlier agent isolated is
+    /// closed until it is known whose it is. What that agent enforces stays as it is.
+    pub(super) fn hold(&mut self, network: bool, now: Instant) {
+        if self.retry.due(now) {
+            self.retry.failed(now);
+        }
+        if self.rehook.due(now) {
+            self.rehook.failed(now);
+            let failed = self.table.iter().filter(|local| local.failure.is_some() && !local.attaching);
+            let slots: Vec<u16> = failed.map(|local| local.slot).collect();
+            self.hook(&slots);
+        }
+        if !self.guarding || !network {
+            return;
+        }
+        match self.discovery.snapshot() {
+            Ok(seen) => self.interfaces = seen,
+            Err(error) => return tracing::error!("look at the interfaces: {error}"),
+        }
+        let isolated = |slot| {
+            let word = self.planner.tables.endpoint(slot).unwrap_or_default();
+            word.ingress_row != ROW_OPEN || word.egress_row != ROW_OPEN
+        };
+        let gone = |local: &Local| !self.interfaces.links.contains_key(&local.ifindex);
+        let lost =
+            self.table.iter().any(|l| l.group.is_none() && l.pod.is_none() && gone(l) && isolated(l.slot));
+        let held = self.guards.hold(&self.interfaces, lost, now);
+        let created = self.table.hold(&held);
+        for slot in &created {
+            let name = self.table.get(*slot).map(|local| local.interface.as_str()).unwrap_or_default();
+            tracing::warn!("interface {name} is closed: whose it is cannot be known before the sources tell");
+        }
+        self.create(&created);
+        self.hook(&created);
+    }
+
     /// Hooks what is not hooked yet; with `check` looks at every hook and mends it.
     pub(super) fn hook_all(&mut self, check: bool) {
-        let waiting = |local: &&Local| !local.hooked && (check || local.failure.is_none());
+        let waiting =
+            |local: &&Local| !local.hooked && !local.attaching && (check || local.failure.is_none());
         let slots: Vec<u16> = self.table.iter().filter(waiting).map(|local| local.slot).collect();
         let hooked: Vec<u16> = self.table.iter().filter(|l| l.hooked).map(|local| local.slot).collect();
         self.hook(&slots);
@@ -98,41 +137,7 @@ impl Core {
         }
     }
 
-    fn hook(&mut self, slots: &[u16]) {
-        self.hook_groups(slots);
-        let wanted: Vec<(u16, u32)> = slots
-            .iter()
-            .filter_map(|s| self.table.get(*s))
-            .filter(|local| local.group.is_none())
-            .map(|local| (local.slot, local.ifindex))
-            .collect();
-        let kernel = self.kernel.clone();
-        let results = at_once(&wanted, |(slot, ifindex)| {
-            kernel.read().announce_interface(*ifindex, *slot)?;
-            let attached = kernel.hooks.attach(*ifindex);
-            // Also when one hook failed: then a packet without a tag is judged where it goes.
-            kernel.read().set_interface(*ifindex, *slot)?;
-            attached
-        });
-        for ((slot, ifindex), result) in wanted.iter().zip(results) {
-            match result {
-                Ok(attached) => {
-                    if let Some(local) = self.table.get_mut(*slot) {
-                        local.hooked = true;
-                        local.failure = None;
-                        // Taken over: the earlier agent's programs were there all the time.
-                        if attached.fresh == 0 {
-                            local.unprotected = 0;
-                        }
-                        tell_hooked(local, attached.fresh > 0);
-                    }
-                }
-                Err(error) => self.not_hooked(*slot, *ifindex, &chain(&error)),
-            }
-        }
-    }
-
-    fn not_hooked(&mut self, slot: u16, ifindex: u32, error: &str) {
+    pub(super) fn not_hooked(&mut self, slot: u16, ifindex: u32, error: &str) {
         // The link may have gone since it was seen; then its event is on the way.
         self.rehook.failed(Instant::now());
         if let Some(local) = self.table.get_mut(slot) {
@@ -193,10 +198,8 @@ impl Core {
         self.unhook_groups(removed);
         for local in removed.iter().filter(|local| local.group.is_none()) {
             // The interface may have a new endpoint by now.
-            if !self.table.iter().any(|other| other.ifindex == local.ifindex)
-                && let Err(error) = self.kernel.hooks.detach(local.ifindex)
-            {
-                self.fail(format!("unhook interface {}: {}", local.interface, chain(&error)));
+            if !self.table.iter().any(|other| other.ifindex == local.ifindex) {
+                self.hooking.unhook(local.ifindex);
             }
             if let Some(pod) = &local.pod {
                 tracing::info!(%pod, interface = %local.interface, "endpoint removed");
@@ -231,7 +234,7 @@ impl Core {
     }
 }
 
-fn tell_hooked(local: &Local, fresh: bool) {
+pub(super) fn tell_hooked(local: &Local, fresh: bool) {
     let pod = local.pod.as_ref().map(ToString::to_string).unwrap_or_default();
     let interface = &local.interface;
     if !fresh {

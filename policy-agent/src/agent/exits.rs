@@ -55,10 +55,12 @@ impl Core {
     pub(super) fn follow_exits(&mut self, first: bool, check: bool) {
         let now = Instant::now();
         let gone = self.update_exits(first, now);
-        for ifindex in gone {
-            // Its interface word is another's by now if a pod has it.
-            let is_pods = self.table.iter().any(|local| local.ifindex == ifindex);
-            let forgotten = if is_pods { Ok(()) } else { self.kernel.read().clear_interface(ifindex) };
+        for Exit { ifindex, due, .. } in gone {
+            // Hooking a pod's interface takes the program for other devices away, and its word is the pod's by now.
+            if !due || self.table.iter().any(|local| local.ifindex == ifindex) {
+                continue;
+            }
+            let forgotten = self.kernel.read().clear_interface(ifindex);
             if let Err(error) = self.kernel.hooks.detach_exit(ifindex).and(forgotten) {
                 self.fail(format!("unhook device {ifindex}: {}", chain(&error)));
             }
@@ -78,7 +80,7 @@ impl Core {
     }
 
     /// Brings the list up to date. Hands back what is no exit any more.
-    fn update_exits(&mut self, first: bool, now: Instant) -> Vec<u32> {
+    fn update_exits(&mut self, first: bool, now: Instant) -> Vec<Exit> {
         let pods: BTreeMap<u32, Option<u32>> = self
             .table
             .iter()
@@ -92,8 +94,12 @@ impl Core {
             .filter(|(index, _)| !pods.contains_key(index))
             .map(|(index, device)| (*index, device))
             .collect();
-        let gone: Vec<u32> = self.exits.keys().filter(|index| !wanted.contains_key(index)).copied().collect();
-        self.exits.retain(|index, _| wanted.contains_key(index));
+        let mut gone = Vec::new();
+        self.exits.retain(|index, exit| {
+            let stays = wanted.contains_key(index);
+            gone.extend((!stays).then(|| exit.clone()));
+            stays
+        });
         for (ifindex, device) in wanted {
             let mut flags = if device.ethernet { 0 } else { interface_flags::NO_ETHERNET };
             if device.leads_away {

@@ -2,7 +2,8 @@
 //!
 //! A pod's interface has its address before the API says so. While some pod of this node that policy concerns waits for
 //! its address, an interface that appears and belongs to nobody may be that pod's: it gets an endpoint at once, closed
-//! in both directions, which becomes the pod's own as soon as the pod's address is known.
+//! in both directions, which becomes the pod's own as soon as the pod's address is known. The same holds for an agent that
+//! has just started and cannot ask the API yet, once an interface that an earlier agent isolated is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -28,16 +29,34 @@ pub(super) struct Guards {
     guarded: BTreeMap<Pair, Instant>,
     /// Pods that had an interface: one that has none now may be getting a new one, under an address not yet told.
     seen: BTreeSet<ObjectKey>,
+    /// Links of the first look of all.
+    before: Option<BTreeSet<Pair>>,
 }
 
 impl Guards {
-    /// Looks again. `first`: what is there now was there before us, and is left alone.
+    /// Looks while no source has told anything. `lost`: a pod that an earlier agent isolated has no interface any more, so
+    /// what appears from now on may be its new one. Hands back what is to be guarded.
+    pub(super) fn hold(&mut self, interfaces: &Interfaces, lost: bool, now: Instant) -> Vec<HostLink> {
+        let there: BTreeSet<Pair> = interfaces.links.values().map(pair).collect();
+        let before = self.before.get_or_insert(there);
+        let new = |link: &&HostLink| {
+            !before.contains(&pair(link))
+                && is_addressed(interfaces, link)
+                && (lost || self.guarded.contains_key(&pair(link)))
+        };
+        let held: Vec<HostLink> = interfaces.links.values().filter(new).cloned().collect();
+        self.guarded = held.iter().map(|link| (pair(link), now)).collect();
+        held
+    }
+
+    /// Looks again. `first`: what is there now was there before us, and is left alone unless it is guarded already.
+    /// `away`: the source does not deliver, so nobody can tell whose a guarded interface is.
     pub(super) fn update(
         &mut self,
         world: &World,
         interfaces: &Interfaces,
         places: &BTreeMap<ObjectKey, Place>,
-        first: bool,
+        (first, away): (bool, bool),
         now: Instant,
     ) -> Vec<HostLink> {
         let placed: BTreeSet<u32> = places.values().filter_map(Place::ifindex).collect();
@@ -45,6 +64,10 @@ impl Guards {
         self.foreign.retain(|link| there.contains(link));
         self.guarded.retain(|link, _| there.contains(link) && !placed.contains(&link.0));
         self.seen.retain(|pod| world.pods.contains_key(pod));
+        if first && !self.guarded.is_empty() {
+            // Before this agent saw it a pod may have lost the interface that an earlier one had isolated.
+            self.seen.extend(places.keys().cloned());
+        }
         let waiting = self.waits(world, places);
         self.seen.extend(places.iter().filter(|(_, p)| p.ifindex().is_some()).map(|(pod, _)| pod.clone()));
         let mut links = Vec::new();
@@ -53,8 +76,12 @@ impl Guards {
             if placed.contains(&link.ifindex) || self.foreign.contains(&id) {
                 continue;
             }
-            let since = *self.guarded.entry(id).or_insert(now);
-            if first || !waiting || now.saturating_duration_since(since) >= AT_MOST {
+            let is_new = !self.guarded.contains_key(&id);
+            let since = self.guarded.entry(id).or_insert(now);
+            if away {
+                *since = now;
+            }
+            if first && is_new || !waiting || now.saturating_duration_since(*since) >= AT_MOST {
                 self.guarded.remove(&id);
                 self.foreign.insert(id);
                 continue;
@@ -115,6 +142,7 @@ mod tests {
         world: World,
         guards: Guards,
         start: Instant,
+        away: bool,
     }
 
     impl Case {
@@ -129,14 +157,14 @@ mod tests {
                     egress: None,
                 }));
             }
-            Self { world, guards: Guards::default(), start: Instant::now() }
+            Self { world, guards: Guards::default(), start: Instant::now(), away: false }
         }
 
         fn look(&mut self, links: &[HostLink], first: bool, after: u64) -> Vec<u32> {
             let interfaces = interfaces(links);
             let places = place(&self.world, &interfaces, &NetnsLinks::new(), &FoundGroups::new());
             let now = self.start + Duration::from_secs(after);
-            let guarded = self.guards.update(&self.world, &interfaces, &places, first, now);
+            let guarded = self.guards.update(&self.world, &interfaces, &places, (first, self.away), now);
             guarded.into_iter().map(|link| link.ifindex).collect()
         }
     }
@@ -177,5 +205,40 @@ mod tests {
         assert_eq!(late.look(&new, false, 0), [6]);
         assert_eq!(late.look(&new, false, 30), [] as [u32; 0], "given up");
         assert_eq!(late.look(&[link(6, &[])], false, 31), [] as [u32; 0], "no address");
+    }
+
+    #[test]
+    fn an_interface_is_guarded_for_as_long_as_nobody_can_tell_whose_it_is() {
+        let mut case = Case::new(true);
+        case.look(&[], true, 0);
+        case.world.apply(Delta::Pod(pod("a", &[])));
+        case.away = true;
+        let new = [link(6, &["10.0.0.6"])];
+        assert_eq!(case.look(&new, false, 1), [6]);
+        assert_eq!(case.look(&new, false, 300), [6], "the API is away");
+        case.away = false;
+        assert_eq!(case.look(&new, false, 320), [6]);
+        assert_eq!(case.look(&new, false, 331), [] as [u32; 0], "it is back, and knows of nobody");
+    }
+
+    #[test]
+    fn before_anything_is_known_what_appears_in_place_of_an_isolated_interface_is_guarded() {
+        let mut case = Case::new(true);
+        let old = link(5, &["10.0.0.5"]);
+        let hold = |guards: &mut Guards, links: &[HostLink], lost| {
+            let held = guards.hold(&interfaces(links), lost, case.start);
+            held.into_iter().map(|link| link.ifindex).collect::<Vec<_>>()
+        };
+        assert_eq!(hold(&mut case.guards, std::slice::from_ref(&old), true), [] as [u32; 0], "it was there");
+        let both = [old, link(6, &["10.0.0.6"])];
+        assert_eq!(hold(&mut case.guards, &both, false), [] as [u32; 0], "nobody lost one");
+        assert_eq!(hold(&mut case.guards, &both, true), [6]);
+        assert_eq!(hold(&mut case.guards, &both, false), [6], "once guarded, until the sources tell");
+        // The API has the pod's former address still.
+        case.world.apply(Delta::Pod(pod("a", &["10.0.0.4"])));
+        assert_eq!(case.look(&both, true, 1), [6]);
+        assert_eq!(case.look(&both, false, 1), [6]);
+        case.world.apply(Delta::Pod(pod("a", &["10.0.0.6"])));
+        assert_eq!(case.look(&both, false, 2), [] as [u32; 0], "it has its pod");
     }
 }

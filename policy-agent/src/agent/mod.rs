@@ -1,13 +1,14 @@
 //! The running agent: one synchronous core, one thread that owns it, one runtime around both.
 //!
 //! ```text
-//! source ────────┐                                   ┌─> kernel maps and hooks
-//! netlink thread ├─> inputs ─> writer thread (Core) ─┼─> view ──> API, metrics
-//! grace thread ──┘      ^                            └─> history ─┐
-//!                 API: wait               ring ─> drain (tokio) ──┴─> bus ─> subscribers
+//! source ─────────────────────┐                                   ┌─> kernel maps
+//! netlink thread              ├─> inputs ─> writer thread (Core) ─┼─> view ──> API, metrics
+//! grace, spares, hooks, tags ─┘      ^  (and back to these four)  └─> history ─┐
+//!                              API: wait               ring ─> drain (tokio) ──┴─> bus ─> subscribers
 //! ```
 
 mod background;
+mod batch;
 mod check;
 mod claims;
 mod core;
@@ -18,6 +19,7 @@ mod exits;
 mod fixture;
 mod guard;
 mod handle;
+mod hooking;
 mod kernel;
 mod listed;
 mod origin;
@@ -38,4 +40,4 @@ pub use self::exits::Exit;
 pub use self::kernel::Kernel;
 pub use self::run::run;
 pub use self::tags::TagsView;
-pub use self::view::{EndpointView, Published, State, Tally, View, refusal_text};
+pub use self::view::{EndpointView, Latencies, Published, State, Tally, View, refusal_text};

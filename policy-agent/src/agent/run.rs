@@ -14,10 +14,12 @@ use super::background::Background;
 use super::core::{Core, Parts};
 use super::drain::{Drain, Drained};
 use super::handle::Handle;
+use super::hooking::Hooking;
 use super::kernel::Kernel;
 use super::origin::Origin;
 use super::settings;
 use super::spares::Spares;
+use super::tags::Prober;
 use super::view::Published;
 use super::workloads::Workloads;
 use super::writer::{Input, Inputs, Waiter, Writer};
@@ -79,19 +81,29 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
     kernel.read().set_meta(meta_words::FLAGS, settings::flags(args, switches))?;
     let (inputs, inbox) = channel();
     watch_network(ground.events, inputs.clone()).map_err(failed)?;
+    // What is there now was there before us.
+    drop(inputs.send(Input::Network));
     let published = Published::default();
     let bus = Arc::new(Bus::new(crate::events::ring::CAPACITY, crate::events::bus::LIVE_CAPACITY));
     let (history, drained) = tell_events(ring, &node, &bus, &kernel);
     let (grace, done) = (kernel.read().grace(), inputs.clone());
     let background =
         Background::start(grace, drained, move |p| done.send(Input::Passed(p)).is_ok()).map_err(failed)?;
-    let spares = Spares::start(kernel.read().spare_maker()?).map_err(failed)?;
+    let (maker, done) = (kernel.read().spare_maker()?, inputs.clone());
+    let spares = Spares::start(maker, move |more| done.send(Input::Stocked(more)).is_ok()).map_err(failed)?;
+    let done = inputs.clone();
+    let hooking =
+        Hooking::start(kernel.clone(), move |d| done.send(Input::Hooked(d)).is_ok()).map_err(failed)?;
+    let done = inputs.clone();
+    let prober = Prober::start(move |p| done.send(Input::Probed(p)).is_ok()).map_err(failed)?;
     let parts = Parts {
         kernel: kernel.clone(),
         history,
         bus: bus.clone(),
         background,
         spares,
+        hooking,
+        prober,
         discovery: ground.discovery,
         store: ground.store,
         bits: settings::endpoint_bits(args),
@@ -104,7 +116,8 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
     let core = Core::new(parts, ground.saved)?;
     let origin = ground.origin;
     let told = inputs.clone();
-    let source = origin.start(&node, args.services, move |news| told.send(Input::Source(news)).is_ok())?;
+    let source = origin
+        .start(&node, args.services, move |news| told.send(Input::Source(news, Instant::now())).is_ok())?;
     let writer = Writer::new(core, inbox, source, published.clone());
     let writer = start_writer(writer)?;
     let notices = origin.tell_owners(&node, &published);

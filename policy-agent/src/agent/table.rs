@@ -40,6 +40,10 @@ pub(super) struct Local {
     pub group: Option<Group>,
     /// Both programs are in place.
     pub hooked: bool,
+    /// They are being put there.
+    pub attaching: bool,
+    /// The interface had no hooks when this endpoint was made.
+    pub unhooked_before: bool,
     /// Why they are not.
     pub failure: Option<String>,
     /// Packets that had passed before the hook was in place.
@@ -71,6 +75,8 @@ pub(super) struct Table {
     retiring: BTreeSet<u16>,
     /// Slots that have their flow maps already.
     spare: BTreeSet<u16>,
+    /// Pods and interfaces whose endpoint could not be made yet.
+    waiting: usize,
     next_id: u32,
 }
 
@@ -80,7 +86,7 @@ impl Table {
     pub(super) fn adopt(live: &[LiveEndpoint], next_id: u32) -> Self {
         let next_id = live.iter().map(|e| e.id.wrapping_add(1)).chain([next_id, 1]).max().unwrap_or(1);
         let endpoints = live.iter().map(|e| (e.slot, adopted(e))).collect();
-        Self { endpoints, retiring: BTreeSet::new(), spare: BTreeSet::new(), next_id }
+        Self { endpoints, retiring: BTreeSet::new(), spare: BTreeSet::new(), waiting: 0, next_id }
     }
 
     /// Endpoints by slot.
@@ -103,6 +109,17 @@ impl Table {
     #[must_use]
     pub(super) fn of_pod(&self, pod: &ObjectKey) -> Option<&Local> {
         self.endpoints.values().find(|local| local.pod.as_ref() == Some(pod))
+    }
+
+    /// Whether some interface is being hooked.
+    #[must_use]
+    pub(super) fn is_attaching(&self) -> bool {
+        self.endpoints.values().any(|local| local.attaching)
+    }
+
+    /// The endpoint for which an interface is being hooked.
+    pub(super) fn attaching_at(&mut self, ifindex: u32) -> Option<&mut Local> {
+        self.endpoints.values_mut().find(|local| local.ifindex == ifindex && local.attaching)
     }
 
     /// The next id that will be given.
@@ -136,12 +153,14 @@ impl Table {
     }
 
     /// Follows the places of the local pods. An endpoint stays itself as long as its interface and main addresses do.
-    /// An interface that is guarded has one without a pod, which becomes the pod's when the pod is placed there.
+    /// An interface that is guarded has one without a pod, which becomes the pod's when the pod is placed there. No more
+    /// than `room` are made: the others wait.
     pub(super) fn follow(
         &mut self,
         world: &World,
         places: &BTreeMap<ObjectKey, Place>,
         guarded: &[HostLink],
+        room: usize,
     ) -> Changes {
         let mut changes = Changes::default();
         let mut kept = BTreeSet::new();
@@ -187,23 +206,31 @@ impl Table {
             self.retiring.insert(slot);
             changes.removed.extend(self.endpoints.remove(&slot));
         }
-        for (pod, group, addresses) in groups {
+        let wanted = groups.len() + missing.len() + unguarded.len();
+        self.waiting = wanted.saturating_sub(room);
+        let mut room = 0..room;
+        for (pod, group, addresses) in groups.into_iter().take_while(|_| room.next().is_some()) {
             match self.create_group(&pod, group, addresses) {
                 Some(slot) => changes.created.push(slot),
                 None => drop(changes.crowded.insert(pod.key.clone())),
             }
         }
-        for (pod, link) in missing {
+        for (pod, link) in missing.into_iter().take_while(|_| room.next().is_some()) {
             match self.create(&pod, &link) {
                 Some(slot) => changes.created.push(slot),
-                None => {
-                    changes.crowded.insert(pod.key.clone());
-                }
+                None => drop(changes.crowded.insert(pod.key.clone())),
             }
         }
         // Pods that are known come first.
-        changes.created.extend(unguarded.into_iter().filter_map(|link| self.guard(link)));
+        let unguarded = unguarded.into_iter().take_while(|_| room.next().is_some());
+        changes.created.extend(unguarded.filter_map(|link| self.guard(link)));
         changes
+    }
+
+    /// How many endpoints could not be made yet.
+    #[must_use]
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
     }
 
     fn recognise(&self, pod: &Pod, link: &HostLink, kept: &BTreeSet<u16>) -> Option<u16> {
@@ -221,7 +248,7 @@ impl Table {
     fn refresh(&mut self, slot: u16, pod: &Pod, link: &HostLink) -> bool {
         let Some(local) = self.endpoints.get_mut(&slot) else { return false };
         // A guarded interface has found its pod: that is a change, unlike an endpoint of an earlier agent.
-        let identified = local.pod.is_none() && local.hooked;
+        let identified = local.pod.is_none() && (local.hooked || local.attaching);
         local.pod = Some(pod.key.clone());
         local.uid = pod.uid.clone();
         local.interface.clone_from(&link.name);
@@ -275,6 +302,13 @@ impl Table {
         Some(slot)
     }
 
+    /// Gives endpoints without a pod to those of these links that have none. Hands back their slots.
+    pub(super) fn hold(&mut self, links: &[HostLink]) -> Vec<u16> {
+        let bare = |link: &&HostLink| !self.endpoints.values().any(|local| local.ifindex == link.ifindex);
+        let links: Vec<&HostLink> = links.iter().filter(bare).collect();
+        links.into_iter().filter_map(|link| self.guard(link)).collect()
+    }
+
     fn guard(&mut self, link: &HostLink) -> Option<u16> {
         self.place(link, guard::addresses(link))
     }
@@ -311,6 +345,8 @@ impl Table {
             interface: String::new(),
             group: None,
             hooked: false,
+            attaching: false,
+            unhooked_before: false,
             failure: None,
             unprotected: 0,
             before_us: Vec::new(),
@@ -340,6 +376,8 @@ fn adopted(live: &LiveEndpoint) -> Local {
         interface: String::new(),
         group: live.group.map(|id| Group { id, ..Group::default() }),
         hooked: false,
+        attaching: false,
+        unhooked_before: false,
         failure: None,
         unprotected: 0,
         before_us: Vec::new(),
@@ -371,68 +409,4 @@ fn main(addresses: &[IpAddr]) -> (Option<IpAddr>, Option<IpAddr>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::agent::fixture::{link, pod};
-    use policy_common::abi::EndpointWord;
-    use policy_engine::world::Delta;
-
-    fn at(ifindex: u32) -> Place {
-        Place::At(link(ifindex, &[]))
-    }
-
-    fn follow(table: &mut Table, pods: &[(Pod, u32)]) -> Changes {
-        let mut world = World::new("n1");
-        let mut places = BTreeMap::new();
-        for (pod, ifindex) in pods {
-            world.apply(Delta::Pod(pod.clone()));
-            places.insert(pod.key.clone(), at(*ifindex));
-        }
-        table.follow(&world, &places, &[])
-    }
-
-    #[test]
-    fn endpoints_stay_themselves_and_ids_are_never_used_again() {
-        let mut table = Table::adopt(&[], 5);
-        let a = pod("a", "u1", &["10.0.0.1"]);
-        assert_eq!(follow(&mut table, &[(a.clone(), 7)]).created, [1]);
-        assert_eq!(follow(&mut table, &[(a.clone(), 7)]), Changes::default());
-        let more = pod("a", "u1", &["10.0.0.1", "10.0.0.2"]);
-        assert_eq!(follow(&mut table, &[(more.clone(), 7)]).readdressed, [1]);
-        let both = pod("a", "u1", &["10.0.0.1", "10.0.0.2", "fd00::1"]);
-        let changes = follow(&mut table, &[(both.clone(), 7)]);
-        assert_eq!(
-            (changes.created.as_slice(), changes.removed.len()),
-            (&[2][..], 1),
-            "another family: new flows"
-        );
-        let again = pod("a", "u2", &["10.0.0.1", "10.0.0.2", "fd00::1"]);
-        assert_eq!(follow(&mut table, &[(again.clone(), 7)]).created, [3], "another pod of the same name");
-        assert_eq!(follow(&mut table, &[(again.clone(), 8)]).created, [4], "another sandbox");
-        table.freed(&[1, 2, 3]);
-        assert_eq!(follow(&mut table, &[]).removed.len(), 1);
-        assert_eq!(follow(&mut table, &[(a, 9)]).created, [1]);
-        assert_eq!(table.get(1).map(|local| local.id), Some(9));
-    }
-
-    #[test]
-    fn what_an_earlier_agent_left_is_recognised_by_interface_and_addresses() {
-        let live = |slot, id, ifindex, address: &str| LiveEndpoint {
-            slot,
-            id,
-            ifindex,
-            group: None,
-            addresses: vec![address.parse().unwrap()],
-            config: 0,
-            generation: 0,
-            word: EndpointWord::default(),
-        };
-        let mut table = Table::adopt(&[live(3, 40, 7, "10.0.0.1"), live(4, 41, 8, "10.0.0.9")], 1);
-        assert_eq!(table.desired(), []);
-        let changes =
-            follow(&mut table, &[(pod("a", "u", &["10.0.0.1"]), 7), (pod("b", "v", &["10.0.0.2"]), 8)]);
-        assert_eq!((changes.created, changes.removed.len()), (vec![1], 1));
-        assert_eq!(table.of_pod(&ObjectKey::new("x", "a")).map(|l| (l.slot, l.id)), Some((3, 40)));
-        assert_eq!(table.of_pod(&ObjectKey::new("x", "b")).map(|l| (l.slot, l.id)), Some((1, 42)));
-    }
-}
+mod tests;

@@ -1,7 +1,10 @@
 //! How traffic to Services is judged on this node, and whether the tag survives by which it can be judged exactly.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::IpAddr;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
 
 use policy_common::abi::{ROW_CLOSED, meta_flags, meta_words};
 use policy_engine::model::ServiceMode;
@@ -23,6 +26,39 @@ pub(super) struct Tags {
     switches: u64,
     /// By endpoint.
     proofs: BTreeMap<u32, Proof>,
+    /// Endpoints that are being probed.
+    asked: BTreeSet<u32>,
+}
+
+/// What probes have shown, by endpoint.
+pub(super) type Probed = Vec<(u32, TagProbe, Survival)>;
+
+/// The way to the thread that probes: it waits for each datagram.
+#[derive(Clone, Debug)]
+pub(super) struct Prober {
+    wanted: Sender<Vec<(u32, TagProbe)>>,
+}
+
+impl Prober {
+    /// Starts the thread, in the network namespace of the caller. `done` returns false when nobody listens any more.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub(super) fn start(done: impl Fn(Probed) -> bool + Send + 'static) -> io::Result<Self> {
+        let (wanted, inbox) = channel::<Vec<(u32, TagProbe)>>();
+        let run = move || {
+            while let Ok(mut asked) = inbox.recv() {
+                asked.extend(inbox.try_iter().flatten());
+                let probes: Vec<TagProbe> = asked.iter().map(|(_, probe)| *probe).collect();
+                let seen = probe_tags(&probes);
+                if !done(asked.into_iter().zip(seen).map(|((id, probe), seen)| (id, probe, seen)).collect()) {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new().name("tags".to_owned()).spawn(run)?;
+        Ok(Self { wanted })
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -64,7 +100,12 @@ impl TagsView {
 impl Tags {
     /// Nothing is known yet. `switches`: those of the kernel as they are now.
     pub(super) fn new(setting: ServicesArg, switches: u64) -> Self {
-        Self { setting, switches: switches & !meta_flags::BACKENDS, proofs: BTreeMap::new() }
+        Self {
+            setting,
+            switches: switches & !meta_flags::BACKENDS,
+            proofs: BTreeMap::new(),
+            asked: BTreeSet::new(),
+        }
     }
 
     /// How traffic to Services is judged at the start: as it was, if that may be.
@@ -104,14 +145,20 @@ impl Tags {
 }
 
 impl Core {
-    /// Probes the tag at interfaces that are new; with `again` where it may have changed. Then the node judges traffic to
-    /// Services as the setting wants it for what is known. Returns whether anything was learned.
-    pub(super) fn follow_tags(&mut self, again: bool) -> bool {
-        if !self.synced || self.degraded.is_some() {
-            return false;
+    /// Has the tag probed at interfaces that are new; with `again` where it may have changed. The node judges traffic to
+    /// Services as the setting wants it for what is known.
+    pub(super) fn follow_tags(&mut self, again: bool) {
+        if self.degraded.is_some() {
+            return;
         }
-        let live: Vec<u32> = self.table.iter().map(|local| local.id).collect();
+        self.probe_tags(again);
+        self.switch_mode();
+    }
+
+    fn probe_tags(&mut self, again: bool) {
+        let live: BTreeSet<u32> = self.table.iter().map(|local| local.id).collect();
         self.tags.proofs.retain(|id, _| live.contains(id));
+        self.tags.asked.retain(|id| live.contains(id));
         // What somebody does at a bridge shows at any of its ports.
         let mut bridges = BTreeSet::new();
         let mut first_port = |local: &Local| {
@@ -122,12 +169,26 @@ impl Core {
         let due: Vec<(u32, TagProbe)> = self
             .table
             .iter()
-            .filter(|local| local.hooked && (self.tags.is_due(local, again) || first_port(local)))
+            .filter(|local| local.hooked && !self.tags.asked.contains(&local.id))
+            .filter(|local| self.tags.is_due(local, again) || first_port(local))
             .filter_map(|local| Some((local.id, self.tag_probe(local)?)))
             .collect();
-        let probes: Vec<TagProbe> = due.iter().map(|(_, probe)| *probe).collect();
-        for ((id, probe), survival) in due.iter().zip(probe_tags(&probes)) {
-            let before = self.tags.proofs.get(id);
+        if due.is_empty() {
+            return;
+        }
+        self.tags.asked.extend(due.iter().map(|(id, _)| *id));
+        // The thread ends only with the process or with whoever listens to it.
+        drop(self.prober.wanted.send(due));
+    }
+
+    /// Takes in what probes have shown.
+    pub(super) fn probed(&mut self, probed: Probed) {
+        for (id, probe, survival) in probed {
+            self.tags.asked.remove(&id);
+            if !self.table.iter().any(|local| local.id == id) {
+                continue;
+            }
+            let before = self.tags.proofs.get(&id);
             if survival == Survival::Lost && before.is_none_or(|proof| proof.survival != Survival::Lost) {
                 tracing::error!(
                     ifindex = probe.ifindex,
@@ -135,10 +196,8 @@ impl Core {
                 );
             }
             let tries = before.map_or(0, |proof| proof.tries) + 1;
-            self.tags.proofs.insert(*id, Proof { survival, tries: tries.min(TRIES) });
+            self.tags.proofs.insert(id, Proof { survival, tries: tries.min(TRIES) });
         }
-        self.switch_mode();
-        !due.is_empty()
     }
 
     /// What to probe an interface with; nothing yet where nothing of its pod passes.

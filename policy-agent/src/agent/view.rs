@@ -1,5 +1,6 @@
 //! What is enforced, as onlookers see it: published after every batch, whole.
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -98,26 +99,49 @@ pub struct Tally {
     pub epochs: u64,
     /// Failures to apply or to look.
     pub failures: u64,
-    /// Time from a batch to its last write, of the newest plans.
-    pub latencies: Vec<Duration>,
-    /// How many latencies came before those.
-    pub first_latency: u64,
+    /// Time to make a plan and to write it, of the newest plans.
+    pub latencies: Latencies,
+    /// Time from a change in the source's hands to the last write that it made, of the newest changes.
+    pub delays: Latencies,
     /// When objects changed last.
     pub last_change: Option<SystemTime>,
 }
 
+/// The newest of some times.
+#[derive(Clone, Debug, Default)]
+pub struct Latencies {
+    first: u64,
+    newest: VecDeque<Duration>,
+}
+
+impl Latencies {
+    const KEPT: usize = 1024;
+
+    fn push(&mut self, time: Duration) {
+        if self.newest.len() == Self::KEPT {
+            self.first += 1;
+            self.newest.pop_front();
+        }
+        self.newest.push_back(time);
+    }
+
+    /// Those that were not seen yet; `seen`: how many there were at the last look.
+    pub fn unseen(&self, seen: &mut u64) -> impl Iterator<Item = Duration> {
+        let known = usize::try_from(seen.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        *seen = self.first + self.newest.len() as u64;
+        self.newest.iter().skip(known).copied()
+    }
+}
+
 impl Tally {
-    pub(super) fn planned(&mut self, took: Duration, plan: &Plan) {
+    /// A plan was written: how long that took, and how long ago its oldest change was told, if a source told it.
+    pub(super) fn planned(&mut self, took: Duration, delay: Option<Duration>, plan: &Plan) {
         if plan.is_empty() {
             return;
         }
         self.collected(plan);
-        const KEPT: usize = 1024;
-        if self.latencies.len() == KEPT {
-            self.first_latency += 1;
-            self.latencies.remove(0);
-        }
         self.latencies.push(took);
+        delay.into_iter().for_each(|delay| self.delays.push(delay));
     }
 
     pub(super) fn collected(&mut self, plan: &Plan) {
@@ -307,9 +331,9 @@ impl Core {
         let Some(local) = self.table.of_pod(&pod.key) else {
             view.detail = match self.places.get(&pod.key) {
                 Some(Place::Nowhere(reason)) => reason.clone(),
-                Some(Place::At(link)) => format!("no endpoint could be made for interface {}", link.name),
+                Some(Place::At(link)) => format!("no endpoint is made yet for interface {}", link.name),
                 Some(Place::Group(group)) => {
-                    format!("no endpoint could be made for control group {}", group.path)
+                    format!("no endpoint is made yet for control group {}", group.path)
                 }
                 None => "not looked for yet".to_owned(),
             };

@@ -8,9 +8,12 @@ use policy_engine::model::ObjectKey;
 use tokio::sync::oneshot;
 
 use super::background::Passed;
+use super::batch::Batch;
 use super::check::Report;
 use super::claims::Claim;
-use super::core::{Batch, Core};
+use super::core::Core;
+use super::hooking::Done;
+use super::tags::Probed;
 use super::view::{Published, View};
 use crate::source::objects::Located;
 use crate::source::{Source, SourceState, Told};
@@ -21,12 +24,18 @@ const CHECK_HOOKS: Duration = Duration::from_secs(10);
 /// What the thread hears.
 #[derive(Debug)]
 pub(super) enum Input {
-    /// The source has news.
-    Source(Told),
+    /// The source has news, since this moment.
+    Source(Told, Instant),
     /// Interfaces or addresses changed.
     Network,
     /// A grace period is over.
     Passed(Passed),
+    /// There are more flow maps in store, for endpoints that wait for them; false = there are not.
+    Stocked(bool),
+    /// An interface was hooked, or could not be.
+    Hooked(Done),
+    /// Probes of tags have come back, or not.
+    Probed(Probed),
     /// A container runtime gave addresses to a pod.
     Claim(Claim),
     /// Somebody wants everything in the kernel checked.
@@ -93,7 +102,6 @@ impl Writer {
     pub(super) fn run(mut self) {
         while let Some(batch) = self.gather() {
             let changed = batch.updates.iter().any(|update| !update.deltas.is_empty());
-            let check = batch.check_hooks;
             self.core.handle(batch);
             if changed {
                 self.core.tally.last_change = Some(SystemTime::now());
@@ -105,10 +113,6 @@ impl Writer {
                 self.verifying.drain(..).for_each(|asked| drop(asked.send(report.clone())));
             }
             self.publish();
-            // Nobody waits for what this finds out.
-            if self.core.follow_tags(check) {
-                self.publish();
-            }
         }
     }
 
@@ -142,9 +146,12 @@ impl Writer {
 
     fn take(&mut self, input: Input, batch: &mut Batch) -> Option<()> {
         match input {
-            Input::Source(Told { update, answered, state }) => {
+            Input::Source(Told { update, answered, state }, since) => {
                 self.answered = self.answered.max(answered);
                 if state.synced {
+                    if !update.deltas.is_empty() {
+                        batch.since.get_or_insert(since);
+                    }
                     batch.updates.push(update);
                 }
                 batch.source = Some(state);
@@ -159,6 +166,9 @@ impl Writer {
                 *number = upto.max(*number);
                 freed.extend(slots);
             }
+            Input::Stocked(more) => batch.stocked = Some(more),
+            Input::Hooked(done) => batch.hooked.push(done),
+            Input::Probed(probed) => batch.probed.extend(probed),
             Input::Verify(asked) => self.verifying.push(asked),
             Input::Wait(waiter) => {
                 batch.network = true;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::{Error, Result};
 use super::hook::{self, Hook};
@@ -61,7 +61,7 @@ pub struct HookState {
 pub struct Hooks {
     pins: Pins,
     /// The same programs, loaded more than once where a hook needed a second copy.
-    copies: Mutex<Vec<Programs>>,
+    copies: Mutex<Vec<Arc<Programs>>>,
     load_copy: Box<dyn Fn() -> Result<Programs> + Send + Sync>,
     mechanism: Mechanism,
     tc: Tc,
@@ -99,7 +99,7 @@ impl Hooks {
         let tc = Tc::open().map_err(Error::netlink("open a socket"))?;
         Ok(Self {
             pins,
-            copies: Mutex::new(vec![programs]),
+            copies: Mutex::new(vec![Arc::new(programs)]),
             load_copy,
             mechanism,
             tc,
@@ -328,13 +328,16 @@ impl Hooks {
     /// Hands over a copy of the direction's program that is not at the hook.
     fn with_copy<T>(&self, ifindex: u32, hook: Hook, work: impl FnOnce(&Program) -> Result<T>) -> Result<T> {
         let there = tcx::programs(ifindex, hook)?;
-        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = |programs: &&Programs| !there.iter().any(|p| p.id == programs.of(hook).id);
-        if copies.iter().find(free).is_none() {
-            let another = (self.load_copy)()?;
-            copies.push(another);
-        }
-        match copies.iter().find(free) {
+        let free = |programs: &Arc<Programs>| !there.iter().any(|p| p.id == programs.of(hook).id);
+        let copy = {
+            let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+            if !copies.iter().any(free) {
+                copies.push(Arc::new((self.load_copy)()?));
+            }
+            copies.iter().find(|programs| free(programs)).cloned()
+        };
+        // The kernel takes its time to attach: nobody else waits for it.
+        match copy {
             Some(programs) => work(programs.of(hook)),
             None => {
                 Err(Error::HookTaken { ifindex, holder: "every copy of our program is there".to_owned() })

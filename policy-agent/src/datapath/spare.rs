@@ -16,6 +16,9 @@ use super::ledger::Ledger;
 use super::map::{ANY, Map, bytes_of};
 use super::spec::MapId;
 
+/// Slots whose maps are made at the same time.
+const AT_ONCE: usize = 16;
+
 /// What is known of a slot whose endpoint does not stand in its words, or not yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -139,25 +142,42 @@ impl SpareMaker {
     }
 
     /// Puts empty flow maps into these slots, as far as they are free and have none; `six`: of both families. Blocks for
-    /// some milliseconds a slot.
+    /// some milliseconds, however few they are: each map waits for a grace period, and many wait for the same one. Hands
+    /// back in how many slots they are now.
     ///
     /// # Errors
     /// The kernel's answer; the slots that it concerns stay without.
-    pub fn make(&self, slots: &[u16], six: bool) -> Result<()> {
+    pub fn make(&self, slots: &[u16], six: bool) -> Result<usize> {
         let words = self.ep.words()?;
-        for slot in slots {
-            // Also an endpoint of an earlier agent counts.
-            if words.load(u32::from(*slot), endpoint_words::IDENTITY)? as u32 != 0 || !self.slots.begin(*slot)
-            {
-                continue;
+        let mut made = 0;
+        for slots in slots.chunks(AT_ONCE) {
+            let mut begun = Vec::new();
+            for slot in slots {
+                // Also an endpoint of an earlier agent counts.
+                let identity = words.load(u32::from(*slot), endpoint_words::IDENTITY)?;
+                begun.extend((identity as u32 == 0 && self.slots.begin(*slot)).then_some(*slot));
             }
-            let families =
-                [Some((&self.flows4, MapId::Flows4)), six.then_some((&self.flows6, MapId::Flows6))];
-            let done = install(*slot, self.entries, families.into_iter().flatten(), &self.ledger);
-            self.slots.set(*slot, done.is_ok().then_some(Stage::Ready { six }));
-            done?;
+            let done: Vec<Result<()>> = thread::scope(|scope| {
+                let threads: Vec<_> =
+                    begun.iter().map(|slot| scope.spawn(|| self.make_one(*slot, six))).collect();
+                let join = |thread: thread::ScopedJoinHandle<'_, _>| {
+                    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                };
+                threads.into_iter().map(join).collect()
+            });
+            for done in done {
+                done?;
+                made += 1;
+            }
         }
-        Ok(())
+        Ok(made)
+    }
+
+    fn make_one(&self, slot: u16, six: bool) -> Result<()> {
+        let families = [Some((&self.flows4, MapId::Flows4)), six.then_some((&self.flows6, MapId::Flows6))];
+        let done = install(slot, self.entries, families.into_iter().flatten(), &self.ledger);
+        self.slots.set(slot, done.is_ok().then_some(Stage::Ready { six }));
+        done
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use policy_common::abi::{Direction, limits};
 use policy_engine::model::ServiceMode;
@@ -17,14 +18,21 @@ use crate::agent::{Kernel, Published, State, View};
 use crate::events::Bus;
 use crate::notice::Count;
 
+/// Bounds in seconds; fine where changes are expected to be.
+const DELAYS: [f64; 16] = [
+    0.0001, 0.0002, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.05, 0.1, 0.3,
+    1.0,
+];
+
 /// The registry.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     published: Published,
     latency: Histogram,
-    /// Number of latencies already observed of the writer's list.
-    seen: Mutex<u64>,
+    delay: Histogram,
+    /// How many of the writer's times were observed.
+    seen: Mutex<[u64; 2]>,
 }
 
 impl Metrics {
@@ -34,15 +42,18 @@ impl Metrics {
         let mut registry = Registry::with_prefix("policy_agent");
         // A plan takes from a tenth of a millisecond to some seconds.
         let latency = Histogram::new([0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]);
-        let help = "Time from a change to its last write to the kernel";
+        let help = "Time to make a plan and to write it to the kernel";
         registry.register("plan_duration_seconds", help, latency.clone());
+        let delay = Histogram::new(DELAYS);
+        let help = "Time from a change in the agent's hands to the last write to the kernel that it made";
+        registry.register("change_duration_seconds", help, delay.clone());
         registry.register_collector(Box::new(OnDemand {
             kernel,
             published: published.clone(),
             bus,
             notices,
         }));
-        Self { registry, published, latency, seen: Mutex::new(0) }
+        Self { registry, published, latency, delay, seen: Mutex::default() }
     }
 
     /// The text of `/metrics`.
@@ -65,13 +76,10 @@ impl Metrics {
     fn observe(&self) {
         let view = self.published.get();
         let mut seen = self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let first = view.tally.first_latency;
-        for (number, latency) in (first..).zip(&view.tally.latencies) {
-            if number >= *seen {
-                self.latency.observe(latency.as_secs_f64());
-                *seen = number + 1;
-            }
-        }
+        let [plans, changes] = &mut *seen;
+        let observe = |to: &Histogram, time: Duration| to.observe(time.as_secs_f64());
+        view.tally.latencies.unseen(plans).for_each(|time| observe(&self.latency, time));
+        view.tally.delays.unseen(changes).for_each(|time| observe(&self.delay, time));
     }
 }
 

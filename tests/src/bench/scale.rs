@@ -1,7 +1,9 @@
 //! The agent on an API server that holds a large cluster: time to enforce, memory, processor, and the way from the
 //! server's answer to the first packet that is judged anew.
 
+mod delays;
 mod objects;
+mod pods;
 mod stream;
 
 use super::report::{Gate, judge, median, table};
@@ -11,8 +13,9 @@ use crate::{
     net::{Attach, Node, Topology},
 };
 use anyhow::{Context, Result, ensure};
+use delays::Delays;
 use objects::{LAB, Size, cluster, policy, remote};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -23,8 +26,13 @@ use stream::Stream;
 const SIZE: Size = Size { namespaces: 100, nodes: 100, pods: 10_000, policies: 1_000 };
 /// Pods of the node under test.
 const LOCAL: u8 = 30;
-/// Policies that are applied and deleted, one after the other.
-const TURNS: usize = 20;
+/// Policies that are applied and deleted, one after the other; enough to see the tail.
+const TURNS: usize = 200;
+/// The same while pods change.
+const TURNS_UNDER_LOAD: usize = 40;
+/// Changes of pods a second meanwhile, and how many.
+const LOAD: u32 = 100;
+const LOADS: usize = 2_000;
 /// Changes a second, and for how long.
 const RATE: u32 = 20;
 const LONG: Duration = Duration::from_secs(20);
@@ -55,7 +63,8 @@ pub fn scale() -> Result<bool> {
         api.store(&cluster(SIZE, &local))?;
         anyhow::Ok(api)
     })?;
-    let mut agent = Agent::new(&node)?.kubeconfig(&api.kubeconfig);
+    let mut agent =
+        Agent::new(&node)?.kubeconfig(&api.kubeconfig).arguments(&["--metrics-address", delays::ADDRESS]);
     eprintln!("bench: the agent starts");
     let start = Instant::now();
     agent.start()?;
@@ -64,30 +73,45 @@ pub fn scale() -> Result<bool> {
     let pid = agent.pid().context("the agent does not run")?;
     let (resident, most) = memory(pid)?;
     let admin = api.admin();
-    eprintln!("bench: policies come and go");
-    let (cuts, returns) = turns(&node, &admin)?;
+    eprintln!("bench: policies come and go, {TURNS} times");
+    let before = Delays::read(&node)?;
+    let (cuts, returns) = turns(&node, &admin, TURNS)?;
+    let quiet = Delays::read(&node)?.since(&before);
+    eprintln!("bench: the same with {LOAD} changes of pods a second");
+    let (loaded, loaded_cuts) = under_load(&node, &admin)?;
     eprintln!("bench: {RATE} changes a second");
     let share = churn(&node, &admin, pid)?;
     let (resident_after, _) = memory(pid)?;
+    eprintln!("bench: new pods");
+    let new = pods::measure(&mut node, &api, &agent)?;
     println!("\n{} pods, {} policies, {LOCAL} local pods:", SIZE.pods, SIZE.policies);
     let row = |name: &str, value: String| vec![name.to_owned(), value];
-    let spread = |mut ms: Vec<f64>| {
-        ms.sort_by(f64::total_cmp);
-        let (least, most) = (ms.first().copied(), ms.last().copied());
-        let number = |n: Option<f64>| n.unwrap_or(f64::NAN);
-        format!("median {:.1} ms, {:.1} to {:.1}", median(ms.clone()), number(least), number(most))
+    let inside = |delays: &Delays| {
+        let [p50, p99] = [0.5, 0.99].map(|share| delays.quantile(share));
+        format!("p50 {p50:.2} ms, p99 {p99:.2}, of {:.0}", delays.count())
     };
+    let together = format!("{} pods at once until all are enforced", pods::together());
     let rows = [
         row("agent start to all enforced", format!("{:.0} ms", enforced.as_secs_f64() * 1e3)),
         row("resident memory, then after the churn", format!("{resident:.0} MB, {resident_after:.0} MB")),
         row("most memory", format!("{most:.0} MB")),
-        row("policy applied: answer to first dropped packet", spread(cuts.clone())),
-        row("policy deleted: answer to first passed packet", spread(returns.clone())),
+        row("policy applied: answer to first dropped packet", spread(&cuts)),
+        row("policy deleted: answer to first passed packet", spread(&returns)),
+        row("change told to the agent until written", inside(&quiet)),
+        row("policy applied, under load", spread(&loaded_cuts)),
+        row("change told to the agent until written, under load", inside(&loaded)),
         row("processor at 20 changes a second", format!("{:.1} % of one", share * 100.0)),
+        row("new pod: address in the API until promised", spread(&new.single)),
+        row(&together, format!("{:.0} ms", new.together)),
     ];
     table(&[String::new(), String::new()], &rows);
     let gate = |id, what: &str, value, limit| Gate { id, what: what.to_owned(), value, limit, exact: true };
     Ok(judge(&[
+        gate("T12", "change told until written, p50, ms", quiet.quantile(0.5), 2.0),
+        gate("T12", "change told until written, p99, ms", quiet.quantile(0.99), 10.0),
+        gate("T13", "the same under 100 pod changes a second, p99, ms", loaded.quantile(0.99), 20.0),
+        gate("T14", "new pod until enforced, p99, ms", quantile(&new.single, 0.99), 80.0),
+        gate("T14", &together, new.together, 1000.0),
         gate("T15", "agent start to all enforced, s", enforced.as_secs_f64(), 3.0),
         gate("T16", "resident memory, MB", resident.max(resident_after), 60.0),
         gate("T17", "processor at 20 changes a second, % of one", share * 100.0, 3.0),
@@ -96,9 +120,49 @@ pub fn scale() -> Result<bool> {
     ]))
 }
 
+/// Median, 99th percentile and the range.
+fn spread(ms: &[f64]) -> String {
+    let [least, p50, p99, most] = [0.0, 0.5, 0.99, 1.0].map(|share| quantile(ms, share));
+    format!("median {p50:.1} ms, p99 {p99:.1}, {least:.1} to {most:.1}, of {}", ms.len())
+}
+
+/// The value that this share of them does not exceed.
+fn quantile(ms: &[f64], share: f64) -> f64 {
+    let mut sorted = ms.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = (sorted.len() as f64 * share).ceil().max(1.0) as usize;
+    sorted.get(at - 1).copied().unwrap_or(f64::NAN)
+}
+
+/// Policies come and go while pods elsewhere change labels by which local pods' policies know them.
+fn under_load(node: &Node, admin: &Client) -> Result<(Delays, Vec<f64>)> {
+    let patches: Vec<Value> = (0..LOADS).map(relabel).collect();
+    let before = Delays::read(node)?;
+    let start = Instant::now();
+    let child = node.ns().run(|| admin.merge_paced(&patches, LOAD))?;
+    let (cuts, _) = turns(node, admin, TURNS_UNDER_LOAD)?;
+    let output = child.wait_with_output().context("read what curl says")?;
+    let (text, elapsed) = (String::from_utf8_lossy(&output.stdout).into_owned(), start.elapsed());
+    let fine = text.lines().filter(|line| *line == "200").count();
+    ensure!(fine == LOADS, "{fine} of {LOADS} changes were made");
+    let rate = LOADS as f64 / elapsed.as_secs_f64();
+    ensure!(rate > f64::from(LOAD) * 0.8, "the API server took only {rate:.0} changes a second");
+    Ok((Delays::read(node)?.since(&before), cuts))
+}
+
+/// A pod of a namespace with local pods that moves to other rules.
+fn relabel(number: usize) -> Value {
+    let namespace = 2 + number % 28;
+    let pod = remote(SIZE, namespace + SIZE.namespaces * (number / 28 % (SIZE.pods / SIZE.namespaces)));
+    let meta = &pod["metadata"];
+    let labels = json!({"app": format!("app-{}", number * 7 % 20)});
+    json!({"apiVersion": "v1", "kind": "Pod",
+        "metadata": {"namespace": meta["namespace"], "name": meta["name"], "labels": labels}})
+}
+
 /// {time from the answer to the cut, time from the answer to the return} in milliseconds. Less than nothing: the kernel
 /// was faster than the answer.
-fn turns(node: &Node, admin: &Client) -> Result<(Vec<f64>, Vec<f64>)> {
+fn turns(node: &Node, admin: &Client, turns: usize) -> Result<(Vec<f64>, Vec<f64>)> {
     let address = |host: u8| SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 244, 0, host)), 7000);
     let host = |name: &str| node.host(name).with_context(|| format!("no pod {name}"));
     let (a, b) = (host("local-0")?, host("local-1")?);
@@ -107,9 +171,10 @@ fn turns(node: &Node, admin: &Client) -> Result<(Vec<f64>, Vec<f64>)> {
     let spec = json!({"podSelector": {"matchLabels": {"pod": "local-1"}}, "policyTypes": ["Ingress"]});
     let deny = policy(LAB, "turn", &spec);
     let (mut cuts, mut returns) = (Vec::new(), Vec::new());
-    for _ in 0..TURNS {
+    for turn in 0..turns {
         for (passes, times) in [(false, &mut cuts), (true, &mut returns)] {
-            std::thread::sleep(Duration::from_millis(200));
+            // At all moments of whatever may go round in the agent.
+            std::thread::sleep(Duration::from_millis(60 + turn as u64 * 37 % 100));
             let from = stream.count();
             let answered = node.ns().run(|| {
                 if passes {

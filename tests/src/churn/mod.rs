@@ -3,8 +3,8 @@
 //!
 //! The harness is kubelet and CNI at once: it makes a pod's object, its namespace and interface, tells its address, changes
 //! its labels, deletes it and gives its address to the next one. What the API server told in which order is read from a
-//! watch, so the worlds in which a packet may have been judged are known: those from what `policyctl wait` has promised
-//! before the packet was sent to what had been asked for when it came.
+//! watch, so the worlds in which a packet may have been judged are known: those from what `policyctl wait --pod` has
+//! promised of the pod that judges it before it was sent, to what had been asked for when it was judged.
 
 mod history;
 mod judge;
@@ -42,6 +42,10 @@ pub struct Amount {
 
 /// How long a pod stays as it is: packets must meet it.
 const STAY: Duration = Duration::from_millis(250);
+/// Longest wait for a promise.
+const PROMISE: &str = "30s";
+/// While there is no pod to ask for.
+const PAUSE: Duration = Duration::from_millis(5);
 /// Pods that stay, one in each namespace: the first may be reached by red ones only, the second is blue and may reach
 /// nobody in the first one's namespace.
 const ANCHORS: usize = 2;
@@ -67,9 +71,10 @@ enum Step {
     Delete,
 }
 
-/// Everything that was asked again by `policyctl wait`: when that began, and when the promise was given.
+/// A promise of `policyctl wait --pod`: everything that had been told before it was asked for is enforced at the pod.
 #[derive(Debug, Clone, Copy)]
 struct Fence {
+    pod: usize,
     began: Instant,
     given: Instant,
 }
@@ -79,9 +84,13 @@ struct Run<'a> {
     admin: Client,
     traffic: Traffic,
     changes: Mutex<Vec<Change>>,
+    fences: Mutex<Vec<Fence>>,
+    /// Pods of which promises are asked, over and over.
+    known: Mutex<Vec<usize>>,
     free: Mutex<Vec<IpAddr>>,
     next: AtomicUsize,
     pods: usize,
+    agent: &'a Agent,
 }
 
 /// Churns the pods of a node whose agent runs, without other pods. Nothing is asserted but that it could be done.
@@ -99,23 +108,17 @@ pub fn run(node: &mut Node, admin: Client, agent: &Agent, amount: Amount) -> Res
         admin,
         traffic: Traffic::start(),
         changes: Mutex::default(),
+        fences: Mutex::default(),
+        known: Mutex::default(),
         free: Mutex::new(addresses.rev().collect()),
         next: AtomicUsize::new(ANCHORS),
         pods: ANCHORS + amount.pods,
+        agent,
     };
     let anchors = (0..ANCHORS).map(|n| ns.run(|| run.begin(n, None))).collect::<Result<Vec<_>>>()?;
-    promised(agent)?;
-    let (ending, fences) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+    let ending = AtomicBool::new(false);
     thread::scope(|scope| -> Result<()> {
-        scope.spawn(|| {
-            while !ending.load(Ordering::Relaxed) {
-                let began = Instant::now();
-                // While pods come and go a promise may need another try.
-                if promised(agent).is_ok() {
-                    lock(&fences).push(Fence { began, given: Instant::now() });
-                }
-            }
-        });
+        scope.spawn(|| run.ask_promises(&ending));
         let workers: Vec<_> =
             (0..amount.workers).map(|_| scope.spawn(|| ns.run(|| run.work(&anchors)))).collect();
         let join = |worker: thread::ScopedJoinHandle<'_, Result<()>>| {
@@ -125,10 +128,9 @@ pub fn run(node: &mut Node, admin: Client, agent: &Agent, amount: Amount) -> Res
         ending.store(true, Ordering::Relaxed);
         done.into_iter().collect()
     })?;
-    promised(agent)?;
     let changes = run.changes.into_inner().unwrap_or_else(PoisonError::into_inner);
     let events = watch.end_after(changes.iter().filter(|change| change.step == Step::Delete).count())?;
-    let fences = fences.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let fences = run.fences.into_inner().unwrap_or_else(PoisonError::into_inner);
     let history = history::History::new(&objects(), &events)?;
     judge::judge(&history, &changes, &fences, &run.traffic.end())
 }
@@ -154,6 +156,7 @@ impl Run<'_> {
             thread::sleep(STAY);
         }
         self.traffic.forget(&live);
+        lock(&self.known).retain(|known| *known != n);
         let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata(n, 0)});
         let path = format!("/api/v1/namespaces/{}/pods/{}", NAMESPACES[n % 2], name(n));
         let gracefully =
@@ -180,7 +183,33 @@ impl Run<'_> {
         }
         object["status"] = json!({"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]});
         self.ask(n, Step::Address, || self.admin.merge_status(&object))?;
+        self.promise(n)?;
+        lock(&self.known).push(n);
         Ok(live)
+    }
+
+    /// Asks for promises of one pod after the other. A pod that goes meanwhile gives none.
+    fn ask_promises(&self, ending: &AtomicBool) {
+        let mut turn = 0;
+        while !ending.load(Ordering::Relaxed) {
+            let known = lock(&self.known).clone();
+            turn += 1;
+            match known.get(turn % known.len().max(1)) {
+                Some(pod) => drop(self.promise(*pod)),
+                None => thread::sleep(PAUSE),
+            }
+        }
+    }
+
+    /// Returns once everything that was told before this call is enforced at the pod.
+    fn promise(&self, pod: usize) -> Result<()> {
+        let began = Instant::now();
+        let key = format!("{}/{}", NAMESPACES[pod % 2], name(pod));
+        let output = self.agent.ctl(["wait", "--pod", &key, "--timeout", PROMISE])?;
+        let given = Instant::now();
+        ensure!(output.status.success(), "policyctl wait: {}", String::from_utf8_lossy(&output.stderr));
+        lock(&self.fences).push(Fence { pod, began, given });
+        Ok(())
     }
 
     fn ask(&self, pod: usize, step: Step, request: impl FnOnce() -> Result<Value>) -> Result<()> {
@@ -191,13 +220,6 @@ impl Run<'_> {
         lock(&self.changes).push(Change { pod, step, asked, answered, version });
         Ok(())
     }
-}
-
-/// Everything that was asked for before this call is enforced.
-fn promised(agent: &Agent) -> Result<()> {
-    let output = agent.ctl(["wait", "--timeout", "30s"])?;
-    ensure!(output.status.success(), "policyctl wait: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }
 
 fn name(n: usize) -> String {

@@ -123,6 +123,42 @@ impl Client {
         curl.spawn().context("start curl\nhint: apt-get install curl")
     }
 
+    /// Changes objects at a steady pace, over one connection, until all are done or the child is ended. Each answer's status
+    /// is a line of its output.
+    pub fn merge_paced(&self, patches: &[Value], a_second: u32) -> Result<Child> {
+        let quoted = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+        let mut config = String::new();
+        for (number, patch) in patches.iter().enumerate() {
+            if number > 0 {
+                config.push_str("next\n");
+            }
+            let url = format!("{}{}", self.url, path(patch)?);
+            let token = format!("Authorization: Bearer {}", self.token);
+            for (option, value) in [
+                ("url", url.as_str()),
+                ("request", "PATCH"),
+                ("cacert", &self.authority.display().to_string()),
+                ("header", &token),
+                ("header", "Content-Type: application/merge-patch+json"),
+                ("data-binary", &patch.to_string()),
+                ("noproxy", "*"),
+                ("output", "/dev/null"),
+                ("write-out", "%{http_code}\\n"),
+            ] {
+                let value = if option == "write-out" { format!("\"{value}\"") } else { quoted(value) };
+                config.push_str(&format!("{option} = {value}\n"));
+            }
+            config.push_str("silent\n");
+        }
+        let mut curl = Command::new("curl");
+        curl.args(["--rate", &format!("{a_second}/s"), "--config", "-"]);
+        curl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = curl.spawn().context("start curl\nhint: apt-get install curl")?;
+        let mut input = child.stdin.take().context("curl has no stdin")?;
+        input.write_all(config.as_bytes()).context("tell curl what to do")?;
+        Ok(child)
+    }
+
     /// Reads a path.
     pub fn get(&self, path: &str) -> Result<Value> {
         self.request("GET", path, None)?.fine()

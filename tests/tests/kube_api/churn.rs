@@ -15,6 +15,8 @@ fn churn(pods: usize, workers: usize) {
     // Of each pod some packets must have told something.
     assert!(report.passed > pods && report.dropped > pods, "{report}");
     assert!(report.windows.len() > pods / 2 && report.open.len() == pods / 2, "{report}");
+    // A judge that excuses most packets would see nothing.
+    assert!(report.judged() > 0.25, "{report}");
 }
 
 #[test]
