@@ -82,6 +82,7 @@ impl Origin {
                 .map_err(|e| Failure::text(Exit::Manifests, format!("--manifests {}: {e}", path.display()))),
             Self::Kubernetes(connection) => {
                 let mut kinds = kind::NEEDED.to_vec();
+                kinds.push(Kind::ClusterPolicy);
                 match services {
                     ServicesArg::Tag => {}
                     ServicesArg::Backends | ServicesArg::Auto => kinds.push(Kind::EndpointSlice),

@@ -4,6 +4,7 @@
 mod away;
 mod changes;
 mod churn;
+mod crd;
 mod notices;
 mod outage;
 mod refused;

@@ -11,6 +11,7 @@ use super::kind::Kind;
 use super::object::{Object, version};
 use super::pages::{Content, Pages};
 use super::point::{Point, Versions};
+use super::served::served;
 use super::store::Message;
 
 /// The task: requests come in by number, points go out. Requests that come while one is worked on share the next point.
@@ -48,6 +49,9 @@ async fn point(client: &Client, kinds: &[Kind]) -> Result<BTreeMap<Kind, Version
 }
 
 async fn versions(client: Client, kind: Kind) -> Result<Versions, Fault> {
+    if kind.is_optional() && !served(&client, kind).await? {
+        return Ok(Versions::default());
+    }
     let mut pages = Pages::new(client, kind, Content::Versions);
     let mut found = Versions::default();
     while let Some(page) = pages.next().await? {

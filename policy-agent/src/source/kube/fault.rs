@@ -12,7 +12,7 @@ use crate::cli::chain;
 /// What was asked of the API server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Request {
-    /// `list`, `watch` or `create`.
+    /// `list`, `watch`, `discover` or `create`.
     pub verb: &'static str,
     /// The resource.
     pub resource: &'static str,
@@ -45,6 +45,8 @@ pub(super) enum Class {
     Expired,
     /// The server does not do this, and will not if it is asked again.
     Unsupported,
+    /// The server does not have it.
+    Absent,
     /// Something of that name is there already.
     Exists,
     /// Anything else: it may work later.
@@ -112,7 +114,7 @@ impl Fault {
             404 if verb != "create" => (
                 format!("the API server does not serve {resource} (404): {said}"),
                 Some("check that the address of the kubeconfig is an API server's".to_owned()),
-                Class::Later,
+                Class::Absent,
             ),
             409 if status.reason == "AlreadyExists" => (said.clone(), None, Class::Exists),
             410 => (format!("the API server no longer has the changes of {resource} since the last one seen (410)"), None, Class::Expired),
@@ -166,7 +168,8 @@ mod tests {
         assert_eq!(class(410, "Expired"), Class::Expired);
         assert_eq!(class(422, "Invalid"), Class::Unsupported);
         assert_eq!(class(409, "AlreadyExists"), Class::Exists);
-        for code in [401, 403, 404, 429, 500, 503] {
+        assert_eq!(class(404, "NotFound"), Class::Absent);
+        for code in [401, 403, 429, 500, 503] {
             assert_eq!(class(code, "x"), Class::Later, "{code}");
         }
     }

@@ -27,7 +27,7 @@ pub enum Kind {
     EndpointSlice,
 }
 
-/// Kinds without which nothing is enforced.
+/// Kinds that every cluster has and without which nothing is enforced.
 pub const NEEDED: [Kind; 5] = [Kind::Namespace, Kind::Node, Kind::Service, Kind::Policy, Kind::Pod];
 
 /// No annotations: those that name a pod's interface are for files only, as a tenant can write them here.
@@ -156,6 +156,16 @@ impl Kind {
             Self::ClusterPolicy => "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
             Self::Pod => "/api/v1/pods",
             Self::EndpointSlice => "/apis/discovery.k8s.io/v1/endpointslices",
+        }
+    }
+
+    /// Whether a cluster may lack the kind: then there are no objects of it, and nothing is wrong.
+    pub(super) const fn is_optional(self) -> bool {
+        match self {
+            Self::ClusterPolicy => true,
+            Self::Namespace | Self::Node | Self::Service | Self::Policy | Self::Pod | Self::EndpointSlice => {
+                false
+            }
         }
     }
 

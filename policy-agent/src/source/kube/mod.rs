@@ -16,6 +16,7 @@ mod line;
 mod object;
 mod pages;
 mod point;
+mod served;
 mod shape;
 mod store;
 mod watch;

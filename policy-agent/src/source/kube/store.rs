@@ -33,6 +33,8 @@ pub(super) enum Event {
     Gone(Object),
     /// Everything up to this version was told.
     Progress(u64),
+    /// The server does not have the kind, so there are no objects of it.
+    Absent,
     /// Changes are told again.
     Connected,
     /// A request failed; it is tried again.
@@ -192,6 +194,11 @@ impl Store {
             Event::Begin => table.listing = Some(Listing::default()),
             Event::Listed(object) => table.list(object, &mut self.interner),
             Event::Complete(version) => self.complete(kind, version),
+            Event::Absent => {
+                table.listing = Some(Listing::default());
+                let progress = table.progress;
+                self.complete(kind, progress);
+            }
             Event::Put(object) => {
                 table.progress = table.progress.max(object.version);
                 let held = table.held_at(&object.key, &object.uid);

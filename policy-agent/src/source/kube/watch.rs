@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use futures::io::{AsyncBufRead, AsyncBufReadExt as _};
 use kube::Client;
 use tokio::sync::mpsc::Sender;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::backoff::{Again, Backoff, part};
 use super::fault::{Class, Fault, Request};
@@ -19,6 +19,7 @@ use super::kind::Kind;
 use super::line::Line;
 use super::object::{Object, version};
 use super::pages::{Content, Pages};
+use super::served::served;
 use super::store::{Event, Message};
 
 /// The server ends a watch after this time, up to a minute earlier: not those of all nodes and kinds at once.
@@ -30,6 +31,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const IDLE: Duration = Duration::from_secs(130);
 /// A watch that ends sooner than this, without a word, counts as a failure.
 const SHORT: Duration = Duration::from_secs(1);
+/// A kind that the server does not have is looked for again after this time, or up to twice as long: a CRD is rarely
+/// installed, and all nodes ask.
+const ABSENT: Duration = Duration::from_secs(15);
+/// After this time it is asked once more whether a kind is gone.
+const CONFIRM: Duration = Duration::from_secs(2);
 
 /// The task of a kind.
 pub(super) struct Watcher {
@@ -43,6 +49,8 @@ pub(super) struct Watcher {
     /// The fault that was logged last.
     logged: Option<Fault>,
     again: Again,
+    /// Whether the server had the kind when it was last asked, if it may lack it.
+    served: Option<bool>,
 }
 
 /// Why a turn ended before its time.
@@ -51,6 +59,8 @@ enum End {
     Closed,
     /// A request failed.
     Failed(Fault),
+    /// The server does not have the kind.
+    Absent,
 }
 
 impl From<Fault> for End {
@@ -62,7 +72,7 @@ impl From<Fault> for End {
 impl Watcher {
     /// A watcher that tells `out`.
     pub(super) fn new(client: Client, kind: Kind, out: Sender<Message>, again: Again) -> Self {
-        Self { client, kind, out, streaming: true, at: None, logged: None, again }
+        Self { client, kind, out, streaming: true, at: None, logged: None, again, served: None }
     }
 
     /// Watches until nobody listens any more.
@@ -71,10 +81,7 @@ impl Watcher {
         loop {
             let begun = Instant::now();
             let before = self.at.clone();
-            let end = match (&self.at, self.streaming) {
-                (None, false) => self.list().await,
-                (None, true) | (Some(_), _) => self.stream().await,
-            };
+            let end = self.turn().await;
             if self.at.is_some() && self.at != before {
                 backoff.reset();
             }
@@ -89,8 +96,17 @@ impl Watcher {
                     self.streaming = false;
                     Duration::ZERO
                 }
+                Err(End::Absent) => {
+                    backoff.reset();
+                    ABSENT + part(ABSENT)
+                }
+                // The CRD has gone while its objects were watched.
+                Err(End::Failed(fault)) if fault.class == Class::Absent && self.kind.is_optional() => {
+                    self.at = None;
+                    backoff.next()
+                }
                 Err(End::Failed(fault)) => {
-                    if fault.class != Class::Later {
+                    if !matches!(fault.class, Class::Later | Class::Absent) {
                         self.at = None;
                     }
                     if self.failed(fault).await.is_err() {
@@ -105,6 +121,33 @@ impl Watcher {
         }
     }
 
+    async fn turn(&mut self) -> Result<(), End> {
+        if self.at.is_none() && self.kind.is_optional() && !self.is_served().await? {
+            self.works().await?;
+            self.send(Event::Absent).await?;
+            return Err(End::Absent);
+        }
+        match (&self.at, self.streaming) {
+            (None, false) => self.list().await,
+            (None, true) | (Some(_), _) => self.stream().await,
+        }
+    }
+
+    /// Whether the API server has the kind. What was there is not taken for gone at the first word: a server that starts
+    /// may not know its CRDs yet.
+    async fn is_served(&mut self) -> Result<bool, End> {
+        let mut served = served(&self.client, self.kind).await?;
+        if !served && self.served == Some(true) {
+            sleep(CONFIRM).await;
+            served = super::served::served(&self.client, self.kind).await?;
+        }
+        if self.served.replace(served) != Some(served) && !served {
+            let seconds = ABSENT.as_secs();
+            tracing::info!(kind = %self.kind, "the API server does not have this kind; looked for again after {seconds} s");
+        }
+        Ok(served)
+    }
+
     async fn send(&self, event: Event) -> Result<(), End> {
         self.out.send(Message::Of(self.kind, event)).await.map_err(|_| End::Closed)
     }
@@ -115,7 +158,7 @@ impl Watcher {
             let hint = fault.hint.as_deref().unwrap_or_default();
             match fault.class {
                 Class::Expired => tracing::info!(kind = %self.kind, "{}: a full list is read", fault.message),
-                Class::Later | Class::Unsupported | Class::Exists => {
+                Class::Later | Class::Unsupported | Class::Exists | Class::Absent => {
                     tracing::warn!(kind = %self.kind, hint, "{}; tried again", fault.message);
                 }
             }

@@ -53,6 +53,6 @@ pub async fn write(
         Class::Exists => Written::Present,
         Class::Expired | Class::Unsupported => Written::Refused(fault.to_string()),
         Class::Later if passes => Written::Failed(fault.to_string()),
-        Class::Later => Written::Refused(fault.to_string()),
+        Class::Later | Class::Absent => Written::Refused(fault.to_string()),
     }
 }

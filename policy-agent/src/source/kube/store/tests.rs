@@ -354,3 +354,27 @@ fn a_point_is_reached_by_objects_or_by_versions() {
     assert_eq!(cluster.answered, 2, "a bookmark");
     assert_eq!(fault().class, Class::Later);
 }
+
+#[test]
+fn a_kind_that_the_server_does_not_have_is_complete_and_empty() {
+    let kinds = [NEEDED.as_slice(), &[Kind::ClusterPolicy]].concat();
+    let mut cluster = Cluster { store: Store::new("n1", &kinds), ..Cluster::new() };
+    for kind in NEEDED {
+        cluster.list(kind, &[]);
+    }
+    cluster.put(Kind::Node, &json!({"metadata": {"name": "n1", "uid": "n1"}}));
+    assert!(
+        !cluster.state.synced && cluster.state.missing[0].starts_with("clusternetworkpolicies are not known")
+    );
+    cluster.event(Kind::ClusterPolicy, Event::Absent);
+    assert!(cluster.state.synced && cluster.state.error.is_empty(), "{:?}", cluster.state);
+    // It comes, and goes with all its objects.
+    let spec = json!({"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}});
+    let object = json!({"metadata": {"name": "t", "uid": "t"}, "spec": spec});
+    cluster.list(Kind::ClusterPolicy, std::slice::from_ref(&object));
+    assert_eq!((cluster.world.cluster_policies.len(), cluster.problems.len()), (1, 0));
+    cluster.event(Kind::ClusterPolicy, Event::Absent);
+    assert!(cluster.world.cluster_policies.is_empty() && cluster.state.synced);
+    cluster.event(Kind::ClusterPolicy, Event::Failed(fault()));
+    assert!(cluster.state.synced && !cluster.state.error.is_empty(), "what is enforced stays");
+}

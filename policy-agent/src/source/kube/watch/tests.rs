@@ -22,6 +22,10 @@ impl Script {
     }
 
     fn start(&self) -> Receiver<Message> {
+        self.watch(Kind::Pod)
+    }
+
+    fn watch(&self, kind: Kind) -> Receiver<Message> {
         let (out, messages) = channel(64);
         let script = self.clone();
         let service = tower::service_fn(move |request: http::Request<Body>| {
@@ -33,7 +37,7 @@ impl Script {
                 Ok::<_, Infallible>(answer.unwrap())
             }
         });
-        tokio::spawn(Watcher::new(Client::new(service, "default"), Kind::Pod, out, Again::new()).run());
+        tokio::spawn(Watcher::new(Client::new(service, "default"), kind, out, Again::new()).run());
         messages
     }
 
@@ -177,4 +181,27 @@ async fn a_line_that_is_no_event_leads_to_a_list() {
     let seen = until(&mut script.start(), "complete(9)").await;
     assert!(seen[3].starts_with("failed the API server sent no event"), "{seen:?}");
     assert_eq!(script.asked()[1], STREAMED);
+}
+
+/// A kind of a CRD, which goes while it is watched.
+#[tokio::test]
+async fn a_kind_that_the_server_may_lack_is_looked_for_first_and_gone_when_it_says_so_twice() {
+    let has = |resource: &str| (200, format!("{{\"resources\":[{{\"name\":\"{resource}\"}}]}}"));
+    let policy = "{\"metadata\":{\"name\":\"t\",\"resourceVersion\":\"5\"}}";
+    let first = [event("ADDED", policy), bookmark(9, true)];
+    let script = Script::new(&[
+        (403, status(403)),
+        has("clusternetworkpolicies"),
+        (200, first.concat()),
+        (404, status(404)),
+        (404, status(404)),
+        has("others"),
+    ]);
+    let seen = until(&mut script.watch(Kind::ClusterPolicy), "absent").await;
+    assert!(seen[0].contains("forbids to discover clusternetworkpolicies (403)"), "{seen:?}");
+    assert_eq!(seen[1..], ["begin", "listed t", "connected", "complete(9)", "connected", "absent"]);
+    let asked = script.asked.lock().unwrap();
+    let path = |n: usize| asked[n].split('?').next().unwrap().to_owned();
+    let (group, objects) = ("/apis/policy.networking.k8s.io/v1alpha2", Kind::ClusterPolicy.path());
+    assert_eq!([0, 1, 2, 3, 4, 5].map(path), [group, group, objects, objects, group, group]);
 }
