@@ -1,16 +1,17 @@
 //! Random clusters that change, as scenarios: biased to blocks inside blocks, port names that differ per pod, ranges,
 //! empty selectors, two families, and addresses that are used again.
 
+use super::tiers;
 use policy_engine::testing::rng::Rng;
 use serde_json::{Map, Value, json};
 
 const NAMESPACES: [&str; 3] = ["x", "y", "z"];
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
-const PORT_NAMES: [&str; 3] = ["http", "dns", "web"];
+pub(super) const PORT_NAMES: [&str; 3] = ["http", "dns", "web"];
 /// Names that policies have.
 const POLICIES: [&str; 4] = ["p", "q", "r", "s"];
 /// Blocks that hold each other, and addresses of pods, nodes, Services and strangers.
-const BLOCKS4: [&str; 12] = [
+pub(super) const BLOCKS4: [&str; 12] = [
     "0.0.0.0/0",
     "128.0.0.0/1",
     "10.0.0.0/8",
@@ -24,12 +25,12 @@ const BLOCKS4: [&str; 12] = [
     "198.51.100.0/24",
     "10.96.0.0/29",
 ];
-const BLOCKS6: [&str; 7] =
+pub(super) const BLOCKS6: [&str; 7] =
     ["::/0", "fd00::/8", "fd99::/64", "fd99::/124", "fd99::4/126", "fd99::5/128", "2001:db8::/32"];
 
 /// A random scenario: a cluster, and so many steps of changes.
 pub fn random(rng: &mut Rng) -> Value {
-    let mut story = Story { pods: Vec::new(), policies: Vec::new(), services: Vec::new() };
+    let mut story = Story::default();
     let mut pods = Map::new();
     for _ in 0..4 + rng.below(8) {
         if let Some((name, pod)) = story.pod(rng) {
@@ -43,7 +44,10 @@ pub fn random(rng: &mut Rng) -> Value {
         }
     }
     let mut steps = Vec::new();
-    let first: Vec<Value> = (0..1 + rng.below(6)).map(|_| story.policy(rng)).collect();
+    let mut first: Vec<Value> = (0..1 + rng.below(6)).map(|_| story.policy(rng)).collect();
+    if rng.percent(50) {
+        first.extend((0..1 + rng.below(3)).map(|_| story.cluster_policy(rng)));
+    }
     steps.push(json!({"actions": first}));
     for _ in 0..2 + rng.below(6) {
         // Several changes in one step are one plan.
@@ -67,16 +71,23 @@ pub fn random(rng: &mut Rng) -> Value {
 }
 
 /// What there is to change.
+#[derive(Default)]
 struct Story {
     pods: Vec<String>,
     policies: Vec<(String, String)>,
+    cluster_policies: Vec<&'static str>,
     services: Vec<String>,
 }
 
 impl Story {
     fn change(&mut self, rng: &mut Rng) -> Value {
-        match rng.below(20) {
+        match rng.below(24) {
             0..=6 => self.policy(rng),
+            20..=22 => self.cluster_policy(rng),
+            23 if !self.cluster_policies.is_empty() => {
+                let name = self.cluster_policies.swap_remove(rng.below(self.cluster_policies.len()));
+                json!({"delete": {"kind": "ClusterNetworkPolicy", "name": name}})
+            }
             7 if !self.policies.is_empty() => {
                 let (namespace, name) = self.policies.swap_remove(rng.below(self.policies.len()));
                 json!({"delete": {"kind": "NetworkPolicy", "namespace": namespace, "name": name}})
@@ -147,6 +158,14 @@ impl Story {
             "metadata": {"namespace": namespace, "name": name}, "spec": spec}})
     }
 
+    fn cluster_policy(&mut self, rng: &mut Rng) -> Value {
+        let name = rng.one(tiers::NAMES);
+        if !self.cluster_policies.contains(&name) {
+            self.cluster_policies.push(name);
+        }
+        tiers::policy(rng, name)
+    }
+
     fn service(&mut self, rng: &mut Rng) -> Value {
         if !self.services.is_empty() && rng.percent(30) {
             let name = self.services.swap_remove(rng.below(self.services.len()));
@@ -200,7 +219,7 @@ fn container(rng: &mut Rng, number: usize) -> Value {
     json!({"name": format!("c{number}"), "kind": kind, "ports": ports})
 }
 
-fn selector(rng: &mut Rng) -> Value {
+pub(super) fn selector(rng: &mut Rng) -> Value {
     let mut out = json!({});
     if rng.percent(60) {
         out["matchLabels"] = json!({rng.one(["app", "tier"]): rng.one(["web", "db", "0", ""])});

@@ -7,6 +7,7 @@ mod drive;
 pub mod malformed;
 mod shrink;
 mod story;
+mod tiers;
 
 pub use drive::{Amount, Summary, Trouble, drive, replay};
 pub use shrink::shrink;
