@@ -278,11 +278,14 @@ fn judge<F: Family, M: Maps<F>>(
     } else {
         maps.classify(&step.remote)
     };
-    if step.direction as u8 == Direction::Ingress as u8 && !judged.by_tag && tagged::is_current(maps) {
+    if step.direction as u8 == Direction::Ingress as u8 && tagged::is_current(maps) {
         if peer.flags & host_flags::OWN_NODE != 0 {
             // Masqueraded by the node, but its tag still says who sent it.
-            peer.class = maps.classify(&tagged::address::<F, M>(maps)).class;
-        } else if case != Case::Again
+            let sender = maps.classify(&tagged::address::<F, M>(maps));
+            peer.class = sender.class;
+            peer.flags |= sender.flags & host_flags::JUDGES_ITSELF;
+        } else if !judged.by_tag
+            && case != Case::Again
             && peer.flags & host_flags::POD != 0
             && !tagged::has::<F, M>(maps, &step.remote)
         {

@@ -2,7 +2,7 @@
 //!
 //! It holds for one packet and remembers nothing, so a policy that tightens cuts at once.
 
-use crate::abi::{EXIT_SIDE, EndpointWord, ROW_OPEN, endpoint_words, tag};
+use crate::abi::{EXIT_SIDE, EndpointWord, ROW_OPEN, endpoint_words, host_flags, tag};
 use crate::decide::{Maps, NOT_LOCAL, local_index};
 use crate::family::Family;
 use crate::flow::{FlowWord, State, flow_flags, fragments, key_check};
@@ -58,20 +58,22 @@ pub fn judge_exit<F: Family, M: Maps<F>>(
     {
         return Verdict::plain(Reason::FragmentUnknown);
     }
+    let there = maps.classify(&packet.destination);
     // A Service that leads back to the pod itself.
-    if local_index::<F, M>(maps, &packet.destination) != NOT_LOCAL {
+    if there.flags & host_flags::JUDGES_ITSELF == 0
+        && local_index::<F, M>(maps, &packet.destination) != NOT_LOCAL
+    {
         return Verdict::plain(Reason::Allowed);
     }
     if untagged && is_judged::<F, M>(maps, packet) {
         return Verdict::plain(Reason::Established);
     }
     let config = (identity >> 32) as u16;
-    let class = maps.classify(&packet.destination).class;
     // What is sent on is not delivered to the node, and what is not translated is judged by the frontend's own address.
     maps.side(Side {
         row: word.egress_row,
         config,
-        class,
+        class: there.class,
         host: 0,
         protocol: packet.protocol,
         port: packet.destination_port,

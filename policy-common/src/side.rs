@@ -68,7 +68,7 @@ pub fn judge_side(
     if side.row == ROW_OPEN {
         return Verdict::plain(Reason::NotIsolated);
     }
-    if ingress && side.bits & BY_TAG != 0 {
+    if ingress && side.bits & BY_TAG != 0 && side.host & host_flags::JUDGES_ITSELF == 0 {
         return Verdict::plain(Reason::Allowed);
     }
     let own = side.host & host_flags::OWN_NODE != 0;

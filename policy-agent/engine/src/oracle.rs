@@ -50,6 +50,25 @@ pub fn side(world: &World, direction: Direction, query: &Query) -> Side {
     judge(world, direction, query, &pod, &judges)
 }
 
+/// Judges both sides of an opening packet that reached its destination through a Service. Unlike what a pod sends to its
+/// own address, that has left the pod: ClusterNetworkPolicies are about it, even if it comes back to where it began.
+#[must_use]
+pub fn through_service(world: &World, query: &Query) -> Evaluation {
+    let one = |direction| {
+        let Some(pod) = subject(world, direction, query) else { return Side::open(None) };
+        let judges = Judges::of(world, &pod, direction);
+        let itself = is_to_itself(world, query) && !is_of_cluster(world, &pod);
+        judge_as(world, direction, query, &pod, &judges, itself)
+    };
+    Evaluation { egress: one(Direction::Egress), ingress: one(Direction::Ingress) }
+}
+
+/// Whether a ClusterNetworkPolicy has rules for the pod.
+fn is_of_cluster(world: &World, pod: &Pod) -> bool {
+    let labels = world.namespace_labels(&pod.key.namespace);
+    world.cluster_policies.values().any(|policy| policy.concerns(&labels, pod))
+}
+
 /// The pod whose policies judge this side: the source for egress, the destination for ingress.
 pub(crate) fn subject(world: &World, direction: Direction, query: &Query) -> Option<Arc<Pod>> {
     match direction {
@@ -116,6 +135,18 @@ pub(crate) fn judge(
     pod: &Pod,
     judges: &Judges<'_>,
 ) -> Side {
+    judge_as(world, direction, query, pod, judges, is_to_itself(world, query))
+}
+
+/// The same. `exempt`: it is the pod's traffic to itself, that no policy can stop.
+fn judge_as(
+    world: &World,
+    direction: Direction,
+    query: &Query,
+    pod: &Pod,
+    judges: &Judges<'_>,
+    exempt: bool,
+) -> Side {
     if judges.isolating.is_empty() && judges.cluster.is_empty() {
         return Side::open(Some(pod.key.clone()));
     }
@@ -126,7 +157,7 @@ pub(crate) fn judge(
     };
     let reason = if backends.is_none() && is_own_node_traffic(world, direction, query, pod) {
         Reason::OwnNode
-    } else if decided.passes || is_to_itself(world, query) {
+    } else if decided.passes || exempt {
         Reason::Allowed
     } else if decided.rule.is_some() {
         Reason::DeniedByRule

@@ -22,6 +22,23 @@ struct Question {
     backend: Option<String>,
 }
 
+impl Question {
+    fn answer(&self, world: &World) -> Evaluation {
+        let mut evaluation = oracle::evaluate(world, &self.query);
+        if self.backend.is_some() {
+            // What comes back to the pod that opens has left it all the same.
+            let through = oracle::through_service(world, &self.query);
+            let sides =
+                [(&mut evaluation.egress, through.egress), (&mut evaluation.ingress, through.ingress)];
+            sides.into_iter().for_each(|(side, judged)| {
+                let nearest = side.nearest.take();
+                *side = Side { nearest, ..judged };
+            });
+        }
+        evaluation
+    }
+}
+
 /// Runs the command. A pair of dual-stack pods is judged on each family, a Service for each pod that it leads to.
 ///
 /// # Errors
@@ -51,7 +68,7 @@ pub fn run(args: &ExplainArgs, screen: &mut Screen<'_>) -> Result<(), Failure> {
     if questions.is_empty() {
         return Err(Failure::new(format!("{} and {} have no address family in common", from.name, args.to)));
     }
-    let answers: Vec<_> = questions.iter().map(|q| (q, oracle::evaluate(&world, &q.query))).collect();
+    let answers: Vec<_> = questions.iter().map(|q| (q, q.answer(&world))).collect();
     match args.output {
         TextForm::Json => {
             let flows: Vec<Value> =

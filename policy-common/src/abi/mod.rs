@@ -165,6 +165,8 @@ pub mod host_flags {
     /// Beside [`OWN_NODE`]: some of its ports lead elsewhere, so what a pod opens to it is judged by the class in the
     /// word. What comes from it has the class of its prefix all the same.
     pub const NODE_PORTS: u16 = 32;
+    /// Of a pod of this node: what reaches it from itself through a Service is judged like anything else.
+    pub const JUDGES_ITSELF: u16 = 64;
 }
 
 /// The word of an interface: {interface index 32, slot 16, kind 8, flags 8}.

@@ -9,7 +9,6 @@ use crate::{
     scenario::{Expected, Pair, Place, SessionState, State, Translation, Translations, Where},
 };
 use anyhow::{Context, Result, ensure};
-use policy_common::abi::Direction;
 use policy_engine::{
     model::{ObjectKey, ServiceMode},
     oracle, read, services,
@@ -66,10 +65,10 @@ impl Evaluator {
                 ServiceMode::Tag => &behind,
                 ServiceMode::Backends => query,
             };
-            let egress = oracle::side(&self.world, Direction::Egress, judged).allows();
+            let egress = oracle::through_service(&self.world, judged).egress.allows();
             let hidden = translation.masquerade && from.at == Where::Outside;
             let source = if hidden { own_address(backend.ip()) } else { query.source };
-            let ingress = oracle::side(&self.world, Direction::Ingress, &Query { source, ..behind }).allows();
+            let ingress = oracle::through_service(&self.world, &Query { source, ..behind }).ingress.allows();
             ensure!(
                 found.is_none_or(|known| known == (egress, ingress)),
                 "{backend} is judged unlike the others"

@@ -118,6 +118,18 @@ pub(crate) struct Walk<'a> {
     pub(crate) classes: &'a mut Classes,
     /// Memo.
     pub(crate) memo: &'a mut Memo,
+    /// Addresses of pods of this node whose traffic to themselves is judged, where it can be.
+    pub(crate) judge_themselves: BTreeSet<IpAddr>,
+}
+
+/// [`Walk::judge_themselves`].
+pub(crate) fn judge_themselves(world: &World, selection: &Selection) -> BTreeSet<IpAddr> {
+    let pods = selection.of_cluster.iter().filter_map(|key| world.pods.get(key));
+    let has = |(pod, address): &(&std::sync::Arc<Pod>, IpAddr)| {
+        world.pod_at(*address).is_some_and(|at| at.key == pod.key)
+    };
+    let all = pods.flat_map(|pod| pod.addresses.iter().map(move |address| (pod, *address)));
+    all.filter(has).map(|(_, address)| address).collect()
 }
 
 impl Walk<'_> {
@@ -223,7 +235,9 @@ impl Walk<'_> {
         }
         let block = self.blocks.at(address);
         let class = self.class(address, group, ports, block);
-        (class != self.memo.of_block(block)).then_some(HostTarget { class, flags: host_flags::POD })
+        let itself = self.judge_themselves.contains(&address);
+        let flags = host_flags::POD | if itself { host_flags::JUDGES_ITSELF } else { 0 };
+        (itself || class != self.memo.of_block(block)).then_some(HostTarget { class, flags })
     }
 
     fn class(&mut self, address: IpAddr, group: GroupId, ports: PortsId, block: u32) -> u32 {

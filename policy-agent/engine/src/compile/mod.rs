@@ -131,6 +131,7 @@ impl Compiler {
             groups: &mut self.groups,
             classes: &mut self.classes,
             memo: &mut self.memo,
+            judge_themselves: hosts::judge_themselves(world, &self.selection),
         };
         match &self.walked {
             Some(earlier) => walk.changed(earlier, &mut self.hosts),

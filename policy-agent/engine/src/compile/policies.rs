@@ -30,6 +30,8 @@ pub(crate) struct Selection {
     pub(crate) names: HashMap<AtomId, BTreeSet<PortName>>,
     /// Port names of egress rules that match every address.
     pub(crate) names_of_all: BTreeSet<PortName>,
+    /// Pods that rules of the cluster concern: what reaches them from themselves through a Service is judged.
+    pub(crate) of_cluster: BTreeSet<ObjectKey>,
 }
 
 /// A row and its rules.
@@ -149,6 +151,9 @@ impl Policies {
             let mine: Vec<_> =
                 policies.iter().copied().filter(|p| p.pod_selector.matches(&pod.labels)).collect();
             let of_cluster = tiers::concerning(world, &cluster, pod);
+            if !of_cluster.is_empty() {
+                selection.of_cluster.insert(pod.key.clone());
+            }
             let is_closed = closed_owners.contains(&pod.key.namespace)
                 || closed_owners.contains("") && !of_cluster.is_empty();
             let mut choose = |direction| {
@@ -219,6 +224,7 @@ impl Selection {
     /// Whether it was made from the same policies for the same endpoints, so that all that follows from it is the same.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.endpoints == other.endpoints
+            && self.of_cluster == other.of_cluster
             && self.rows.len() == other.rows.len()
             && self.rows.iter().zip(&other.rows).all(|(a, b)| Identity::of(&a.spec) == Identity::of(&b.spec))
     }

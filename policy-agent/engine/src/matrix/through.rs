@@ -92,7 +92,7 @@ fn judge(world: &World, from: &End<'_>, protocol: Protocol, backend: (IpAddr, u1
     for source in from.addresses.iter().copied().filter(|a| a.is_ipv4() == destination.is_ipv4()) {
         let protocol = protocol.number();
         let query = Query { source, destination, protocol, port, from_node_process: false };
-        let allows = Verdict::of(oracle::verdicts(world, &query).allows());
+        let allows = Verdict::of(oracle::through_service(world, &query).allows());
         verdict = Some(verdict.unwrap_or(Verdict::Allow).and(allows));
     }
     Some(BackendRow { address: destination, port, verdict: verdict? })

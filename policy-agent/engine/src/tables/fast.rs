@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use policy_common::abi::ROW_CLOSED;
 
-use super::general::{Stored, changes_owner, commit};
+use super::general::{Stored, changes_owner, commit, must_go};
 use super::join::{Join, Joined};
 use super::mirror::{Key, Mirror};
 use super::reserve::{Needs, reserve};
@@ -215,7 +215,7 @@ impl Fast {
             match key.place {
                 Some(_) if !key.wanted => {
                     // Neutral ones wait to be collected.
-                    if self.is_wrong(key) || changes_owner(key) {
+                    if self.is_wrong(key) || must_go(key) {
                         mirror.remove(key.key, number, ops);
                         moves.insert((key.class, mirror.prefix_class(address)));
                     }

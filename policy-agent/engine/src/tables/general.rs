@@ -213,6 +213,12 @@ pub(crate) fn changes_owner(key: &Joined) -> bool {
     (key.place.map_or(0, |p| p.flags) ^ key.flags) & judging != 0
 }
 
+/// Whether an entry that is not wanted says something that its prefix does not: it cannot wait to be collected.
+pub(crate) fn must_go(key: &Joined) -> bool {
+    let itself = key.place.is_some_and(|place| place.flags & host_flags::JUDGES_ITSELF != 0);
+    itself || changes_owner(key)
+}
+
 /// Stores the word of every endpoint whose rows change or whose flows must be judged again.
 pub(crate) fn commit(
     mirror: &mut Mirror,
