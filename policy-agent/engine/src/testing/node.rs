@@ -1,6 +1,7 @@
 //! A simulated node: endpoints come and go, plans are written to tables in memory, and every write is checked.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use policy_common::abi::{Direction, EndpointWord, Outcome, ROW_CLOSED, action, host_flags};
@@ -226,6 +227,7 @@ impl SimNode {
                 return Err(format!("{address} is that of Service {key} and does not say so"));
             }
         }
+        self.check_themselves(world)?;
         for sample in samples {
             let own = self.kernel.classify(sample.remote).flags & host_flags::OWN_NODE != 0;
             if own != world.is_host_address(sample.remote) {
@@ -239,6 +241,25 @@ impl SimNode {
             let got = self.verdict(sample);
             if got != wanted {
                 return Err(format!("{sample:?}: evaluator {}, tables {}", show(wanted), show(got)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whose traffic to itself through a Service is judged must say so, and nobody else.
+    fn check_themselves(&self, world: &World) -> Result<(), String> {
+        let pods = self.endpoints.iter().filter_map(|endpoint| world.pods.get(&endpoint.pod));
+        for pod in pods.filter(|pod| pod.is_subject()) {
+            let labels = world.namespace_labels(&pod.key.namespace);
+            let wanted = world.cluster_policies.values().any(|policy| policy.concerns(&labels, pod));
+            let own = |address: &&IpAddr| {
+                !world.is_host_address(**address)
+                    && world.pod_at(**address).is_some_and(|at| at.key == pod.key)
+            };
+            for address in pod.addresses.iter().filter(own) {
+                if (self.kernel.classify(*address).flags & host_flags::JUDGES_ITSELF != 0) != wanted {
+                    return Err(format!("{address} of {} is judged by itself: {}", pod.key, !wanted));
+                }
             }
         }
         Ok(())

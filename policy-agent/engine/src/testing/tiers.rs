@@ -9,14 +9,14 @@ use crate::world::World;
 
 /// A policy that may replace one of the world.
 pub(super) fn cluster_policy(rng: &mut Rng, world: &World) -> ClusterPolicy {
-    let name: std::sync::Arc<str> = rng.one(["t0", "t1", "t2", "t3"]).into();
+    let name: std::sync::Arc<str> = rng.one(["t0", "t1", "t2", "t3", "t4", "t5"]).into();
     let old = world.cluster_policies.get(&name).filter(|_| rng.percent(50));
     let uid = old.map_or_else(|| format!("{:x}", rng.next()).into(), |old| old.uid.clone());
     let namespaces = if rng.percent(50) { Selector::default() } else { selector(rng) };
     let pods = if rng.percent(50) { Selector::default() } else { selector(rng) };
     let (ingress, egress) = (rules(rng, false), rules(rng, true));
-    let tier = rng.one(Tier::ALL);
-    ClusterPolicy { name, uid, tier, priority: rng.one([0, 1, 1]), namespaces, pods, ingress, egress }
+    let tier = if rng.percent(70) { Tier::Admin } else { Tier::Baseline };
+    ClusterPolicy { name, uid, tier, priority: rng.one([0, 0, 1]), namespaces, pods, ingress, egress }
 }
 
 fn rules(rng: &mut Rng, egress: bool) -> Vec<TierRule> {

@@ -46,6 +46,13 @@ pub fn world(rng: &mut Rng) -> World {
         let delta = delta(rng, &world);
         world.apply(delta);
     }
+    if rng.percent(30) {
+        // So many that those of one tier and priority meet, before others that come later.
+        for _ in 0..5 {
+            let policy = tiers::cluster_policy(rng, &world);
+            world.apply(Delta::ClusterPolicy(policy));
+        }
+    }
     world
 }
 
@@ -109,7 +116,7 @@ pub fn delta(rng: &mut Rng, world: &World) -> Delta {
         24 => Delta::EndpointSliceGone(ObjectKey::new("a", rng.one(["e1", "e2", "e3"]))),
         25 => Delta::ServiceMode(rng.one([ServiceMode::Tag, ServiceMode::Backends, ServiceMode::Backends])),
         26..=28 => Delta::ClusterPolicy(tiers::cluster_policy(rng, world)),
-        29 => Delta::ClusterPolicyGone(rng.one(["t0", "t1", "t2", "t3"]).into()),
+        29 => Delta::ClusterPolicyGone(rng.one(["t0", "t1", "t2", "t3", "t4", "t5"]).into()),
         13 | 14 => {
             let policies: Vec<_> = world.policies.keys().cloned().collect();
             Delta::PolicyGone(rng.pick(&policies).cloned().unwrap_or_else(|| ObjectKey::new("a", "none")))
