@@ -36,7 +36,7 @@ pub struct Event {
     pub source_port: u16,
     /// Destination port (identifier for ICMP echo).
     pub destination_port: u16,
-    /// `skb->tc_index`.
+    /// `skb->tc_index`; with [`event_flags::SOCKET`] the slot of the endpoint whose socket the peer is, 0 = none.
     pub tag: u16,
     /// Source as seen, network order; IPv4 in the first word.
     pub source: [u32; 4],
@@ -70,6 +70,8 @@ pub mod event_flags {
     pub const VERDICT: u8 = 4;
     /// Judged behind the translation of a Service: addresses and ports are the translated ones.
     pub const EXIT: u8 = 8;
+    /// Judged at the socket of a control group.
+    pub const SOCKET: u8 = 16;
 }
 
 const _: () = assert!(size_of::<Event>() == EVENT_SIZE);

@@ -16,7 +16,7 @@ use crate::access::Kernel;
 use crate::bytes::Direct;
 use crate::carry::{put4, put6, take4, take6};
 use crate::found::{SLOW, SLOW4, SLOW6};
-use crate::report::{AT_SOCKET, report, report_place};
+use crate::report::{report_place, report_socket};
 use crate::skb::Skb;
 use crate::sockets::slot_of_socket;
 
@@ -94,8 +94,7 @@ macro_rules! direction {
             };
             if verdict.is_counted() || !verdict.passes() {
                 let family = if found & SLOW != 0 { found as u8 } else { 0 };
-                let place = report_place(slot, $direction, family) | AT_SOCKET;
-                report(skb.raw(), word, verdict.0, place);
+                report_socket(skb.raw(), word, verdict.0, report_place(slot, $direction, family));
             }
             if verdict.passes() { PASS } else { DROP }
         }

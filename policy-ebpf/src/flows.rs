@@ -12,7 +12,7 @@ use policy_common::verdict::Verdict;
 use crate::access::Kernel;
 use crate::judge::{classify4, classify6, peer4, peer6, side};
 use crate::maps::{FLOWS4, FLOWS6, FRAGS, LOCALS, SCRATCH, Scratch};
-use crate::sockets::socket_side;
+use crate::socket_side::socket_side;
 
 impl<const S: bool> Judge<V4> for Kernel<S> {
     #[inline(always)]

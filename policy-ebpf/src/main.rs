@@ -20,6 +20,8 @@ mod cgroup;
 #[cfg(target_arch = "bpf")]
 mod count;
 #[cfg(target_arch = "bpf")]
+mod event;
+#[cfg(target_arch = "bpf")]
 mod exit;
 #[cfg(target_arch = "bpf")]
 mod flows;
@@ -39,6 +41,8 @@ mod probe;
 mod report;
 #[cfg(target_arch = "bpf")]
 mod skb;
+#[cfg(target_arch = "bpf")]
+mod socket_side;
 #[cfg(target_arch = "bpf")]
 mod sockets;
 

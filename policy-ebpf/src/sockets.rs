@@ -1,5 +1,5 @@
-//! Whose a socket is: the nearest control group above it that is an endpoint. Peers on the same host share its addresses,
-//! so where their address allows nothing, their own socket is looked for.
+//! Whose a socket is: the nearest control group above it that is an endpoint; and whose the socket at the other end is,
+//! if that is on the same host.
 
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
@@ -7,23 +7,18 @@ use core::ptr::read_volatile;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock_tuple};
 use aya_ebpf::helpers::generated as bpf;
-use policy_common::abi::{CGROUP_LEVELS, Cgroup, HostWord, host_flags, meta_words};
+use policy_common::abi::{CGROUP_LEVELS, Cgroup, meta_words};
 use policy_common::packet::protocol;
-use policy_common::side::{ON_THE_WAY_IN, Side};
-use policy_common::verdict::Verdict;
 
 use crate::access::meta;
 use crate::carry;
-use crate::judge::{peer6, side};
 use crate::maps::CGROUPS;
 use crate::skb::Skb;
 
 /// `BPF_F_CURRENT_NETNS`.
 const THIS_NETNS: u64 = u64::MAX;
 /// No peer was found.
-const NOBODY: u64 = 0;
-/// First half of every address that stands for an endpoint, in the order of memory.
-const IDENTITIES: u64 = u64::from_ne_bytes([1, 0, 0, 0, 0, 0, 0, 0]);
+pub(crate) const NOBODY: u64 = 0;
 
 /// The nearest endpoint: `own` group of a socket, else the one above it at a level.
 #[inline(always)]
@@ -57,12 +52,17 @@ pub(crate) extern "C" fn slot_of_socket(context: *mut __sk_buff) -> u64 {
     found.map_or(0, |group| unsafe { read_volatile(&raw const (*group).slot) as u64 })
 }
 
-/// Second half of the address that stands for the peer, if the peer of the carried packet is a socket of this host and
-/// an endpoint's; else 0. `inbound` = 1: the packet comes from the peer. It calls nothing: its frame is large.
+/// In the second argument of [`peer_of`]: the packet comes from the peer.
+pub(crate) const INBOUND: u32 = 1;
+/// In the second argument of [`peer_of`]: its slot is wanted.
+pub(crate) const SLOT: u32 = 2;
+
+/// Second half of the address that stands for the peer, or its slot, if the peer of the carried packet is a socket of
+/// this host and an endpoint's; else 0. It calls nothing: its frame is large.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn peer_identity(context: *mut __sk_buff, inbound: u32) -> u64 {
-    let skb = Skb::from_raw(context);
+pub(crate) extern "C" fn peer_of(context: *mut __sk_buff, asked: u32) -> u64 {
+    let (skb, inbound) = (Skb::from_raw(context), asked & INBOUND);
     let (number, ports) = ((skb.note::<1>() >> 8) as u8, skb.note::<0>());
     if !matches!(number, protocol::TCP | protocol::UDP) {
         return NOBODY;
@@ -107,7 +107,11 @@ extern "C" fn peer_identity(context: *mut __sk_buff, inbound: u32) -> u64 {
     // SAFETY: held since the look-up, and not used any more.
     unsafe { bpf::bpf_sk_release(socket) };
     let Some(group) = found else { return NOBODY };
-    // SAFETY: an element that was just found; its value never changes.
+    if asked & SLOT != 0 {
+        // SAFETY: an element that was just found; its value never changes.
+        return unsafe { read_volatile(&raw const (*group).slot) as u64 };
+    }
+    // SAFETY: as above.
     let [_, _, c, d] = unsafe { read_volatile(&raw const (*group).identity) }.map(|w| w as u64);
     c | d << 32
 }
@@ -116,26 +120,4 @@ extern "C" fn peer_identity(context: *mut __sk_buff, inbound: u32) -> u64 {
 #[inline(always)]
 fn turned<T>(inbound: u32, source: T, destination: T) -> (T, T) {
     if inbound != 0 { (destination, source) } else { (source, destination) }
-}
-
-/// The verdict on one direction. The node's own processes have no privilege here: they are peers like any other, and
-/// allowed if a rule names their address or the endpoint that they belong to.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn socket_side(context: *mut __sk_buff, who: u64, what: u32) -> u64 {
-    // An argument that is never read would not be passed, and the verifier misses it.
-    Skb::from_raw(context).len();
-    let asked = Side::unpack(who, what);
-    let (plain, what) = Side { host: 0, ..asked }.pack();
-    let by_address = side(context, plain, what);
-    if Verdict(by_address).passes() || asked.host & host_flags::OWN_NODE == 0 {
-        return by_address;
-    }
-    let identity = peer_identity(context, (asked.bits & ON_THE_WAY_IN != 0) as u32);
-    if identity == NOBODY {
-        return by_address;
-    }
-    let class = HostWord::unpack(peer6(IDENTITIES, identity)).class;
-    let (plain, what) = Side { host: 0, class, ..asked }.pack();
-    side(context, plain, what)
 }

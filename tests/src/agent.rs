@@ -26,6 +26,7 @@ pub struct Agent {
     kubeconfig: Option<PathBuf>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    wrapper: Vec<String>,
 }
 
 impl Agent {
@@ -51,6 +52,7 @@ impl Agent {
             kubeconfig: None,
             arguments: Vec::new(),
             environment: Vec::new(),
+            wrapper: Vec::new(),
         })
     }
 
@@ -64,6 +66,11 @@ impl Agent {
     pub fn arguments(mut self, arguments: &[&str]) -> Self {
         self.arguments = arguments.iter().map(|text| (*text).to_owned()).collect();
         self
+    }
+
+    /// A command that starts the agent: it gets the agent's program and arguments, and becomes it in the end.
+    pub fn set_wrapper(&mut self, command: &[&str]) {
+        self.wrapper = command.iter().map(|text| (*text).to_owned()).collect();
     }
 
     /// Other arguments, from the next start on.
@@ -99,6 +106,11 @@ impl Agent {
             .open(self.log_path())
             .context("open the agent's log")?;
         let mut command = self.command("policy-agent")?;
+        if let Some((program, arguments)) = self.wrapper.split_first() {
+            command = Command::new(program);
+            self.node.enter_command(&mut command)?;
+            command.args(arguments).arg(program_path("policy-agent")?).env("NO_COLOR", "1");
+        }
         command.arg("run");
         match &self.kubeconfig {
             Some(path) => command.arg("--kubeconfig").arg(path),

@@ -1,24 +1,22 @@
 //! Control groups that a test makes, and sockets in them.
 //!
-//! A socket belongs to the group in which it was made, wherever it is used afterwards: a child moves into the group,
-//! makes it, and hands it over.
+//! A socket belongs to the group in which it was made, wherever it is used afterwards: see [`crate::net::Maker`].
 
 use anyhow::{Context, Result, ensure};
 use policy_agent::cgroup::Hierarchy;
 use std::{
-    ffi::CString,
     fs, io,
     mem::{size_of, zeroed},
     net::{TcpListener, TcpStream, UdpSocket},
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-        unix::{ffi::OsStrExt, fs::MetadataExt, net::UnixStream},
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::MetadataExt,
     },
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use crate::net::Netns;
+use crate::net::{Maker, Netns};
 
 /// A control group of version 2; it goes on drop, with those that were made in it.
 #[derive(Debug)]
@@ -30,10 +28,19 @@ pub struct ControlGroup {
 impl ControlGroup {
     /// A new group below the root, under a name of its own.
     pub fn new() -> Result<Self> {
+        Self::named("")
+    }
+
+    /// A new group whose name ends as a slice's does: systemd's units are in such.
+    pub fn slice() -> Result<Self> {
+        Self::named(".slice")
+    }
+
+    fn named(end: &str) -> Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let root = Hierarchy::find(None).context("find the cgroup v2 hierarchy")?.root().to_owned();
-        Self::make(&root, &format!("/policy-test-{}-{number}", std::process::id()))
+        Self::make(&root, &format!("/policy-test-{}-{number}{end}", std::process::id()))
     }
 
     /// A group inside.
@@ -46,6 +53,12 @@ impl ControlGroup {
         let directory = root.join(path.trim_start_matches('/'));
         fs::create_dir(&directory).with_context(|| format!("make control group {}", directory.display()))?;
         Ok(Self { directory, path: path.to_owned() })
+    }
+
+    /// Removes the group, which must be empty, and makes it again: another one for the kernel.
+    pub fn make_again(&self) -> Result<()> {
+        fs::remove_dir(&self.directory).with_context(|| format!("remove control group {}", self.path))?;
+        fs::create_dir(&self.directory).with_context(|| format!("make control group {}", self.path))
     }
 
     /// Path below the root of the hierarchy, as annotations name it.
@@ -65,25 +78,10 @@ impl ControlGroup {
 
     /// A socket of the group in a network namespace.
     pub fn socket(&self, ns: &Netns, domain: i32, kind: i32, protocol: i32) -> Result<OwnedFd> {
-        let procs = CString::new(self.directory.join("cgroup.procs").as_os_str().as_bytes())?;
-        let (ours, theirs) = UnixStream::pair().context("make a pair of sockets")?;
-        ns.run(move || {
-            // SAFETY: the child calls nothing but system calls on what was prepared before, and ends.
-            let child = unsafe { libc::fork() };
-            ensure!(child >= 0, "fork: {}", io::Error::last_os_error());
-            if child == 0 {
-                // SAFETY: as above.
-                unsafe { make_and_send(&procs, theirs.as_raw_fd(), [domain, kind, protocol]) };
-            }
-            // A child that fails sends nothing: its end must be the last one.
-            drop(theirs);
-            let received = receive(ours.as_raw_fd());
-            let mut status = 0;
-            // SAFETY: the child is ours and the pointer valid.
-            unsafe { libc::waitpid(child, &raw mut status, 0) };
-            ensure!(status == 0, "the child could not make a socket in {}: {status}", self.path);
-            received.context("receive the socket")
-        })
+        let socket = ns.run(|| {
+            Maker::start(&self.directory)?.socket(domain, kind, protocol).map_err(anyhow::Error::from)
+        });
+        socket.with_context(|| format!("make a socket in {}", self.path))
     }
 
     /// A UDP socket bound to an address.
@@ -186,57 +184,4 @@ fn address(text: &str) -> (libc::sockaddr_storage, u32) {
         }
     };
     (storage, length as u32)
-}
-
-/// One descriptor beside one byte.
-#[repr(C)]
-struct Control {
-    header: libc::cmsghdr,
-    fd: RawFd,
-}
-
-/// In the child: moves, makes, sends, ends.
-///
-/// # Safety
-/// Between fork and exit: system calls only.
-unsafe fn make_and_send(procs: &CString, to: RawFd, [domain, kind, protocol]: [i32; 3]) -> ! {
-    // SAFETY: every pointer is to a live local of the size that is given.
-    unsafe {
-        let group = libc::open(procs.as_ptr(), libc::O_WRONLY);
-        if group < 0 || libc::write(group, c"0".as_ptr().cast(), 1) != 1 {
-            libc::_exit(1);
-        }
-        let fd = libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol);
-        if fd < 0 {
-            libc::_exit(2);
-        }
-        let mut byte = 0u8;
-        let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-        let mut control: Control = zeroed();
-        control.header.cmsg_len = libc::CMSG_LEN(4) as _;
-        control.header.cmsg_level = libc::SOL_SOCKET;
-        control.header.cmsg_type = libc::SCM_RIGHTS;
-        control.fd = fd;
-        let mut message: libc::msghdr = zeroed();
-        (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
-        (message.msg_control, message.msg_controllen) = ((&raw mut control).cast(), libc::CMSG_SPACE(4) as _);
-        libc::_exit(if libc::sendmsg(to, &raw const message, 0) == 1 { 0 } else { 3 });
-    }
-}
-
-fn receive(from: RawFd) -> io::Result<OwnedFd> {
-    let mut byte = 0u8;
-    let mut part = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
-    // SAFETY: integers and pointers that are set below.
-    let (mut control, mut message): (Control, libc::msghdr) = unsafe { (zeroed(), zeroed()) };
-    (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
-    message.msg_control = (&raw mut control).cast();
-    message.msg_controllen = size_of::<Control>() as _;
-    // SAFETY: every pointer is to a live local of the size that is given.
-    let read = unsafe { libc::recvmsg(from, &raw mut message, libc::MSG_CMSG_CLOEXEC) };
-    if read != 1 || control.header.cmsg_type != libc::SCM_RIGHTS {
-        return Err(io::Error::other("the child sent no socket"));
-    }
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(control.fd) })
 }

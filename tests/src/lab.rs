@@ -109,7 +109,14 @@ impl Lab {
         let port = port.parse().map_err(anyhow::Error::msg)?;
         self.wire.responder().listen(&*self.host(to)?, &[port])?;
         let ns = self.host(from)?.ns.clone();
-        let probe = Probe { ns, from: self.ip(from, family)?, to: self.ip(to, family)?, port, size: 8 };
+        let probe = Probe {
+            ns,
+            from: self.ip(from, family)?,
+            to: self.ip(to, family)?,
+            port,
+            size: 8,
+            unconnected: false,
+        };
         Ok(verdicts(&[probe], &[want])?.remove(0))
     }
 

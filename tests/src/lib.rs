@@ -5,6 +5,7 @@ pub mod backend;
 pub mod bench;
 pub mod churn;
 pub mod cluster;
+pub mod daemon;
 pub mod demo;
 pub mod group;
 pub mod lab;

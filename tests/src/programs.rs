@@ -4,10 +4,14 @@
 //! The verifier's walk through the hooks' programs takes seconds on an emulated machine, so they are not loaded twice.
 
 use anyhow::{Context, Result, bail};
-use aya::{EbpfLoader, maps::Map as Loaded, programs::SchedClassifier};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::Map as Loaded,
+    programs::{CgroupSkb, SchedClassifier},
+};
 use aya_obj::generated::bpf_map_type;
 use policy_agent::datapath::{
-    Datapath, Hook, Map, OBJECT,
+    Datapath, Hook, Map, OBJECT, bpf,
     spec::{MapId, Spec},
 };
 use std::{
@@ -44,13 +48,7 @@ impl Programs {
         for (name, hook) in HOOKED {
             fds.insert(name, datapath.hooks.program(hook)?);
         }
-        let pins = datapath.executor.pins();
-        let paths: Vec<_> = MapId::ALL.iter().map(|id| (id.spec().name, pins.map(*id))).collect();
-        let mut loader = EbpfLoader::new();
-        for (name, path) in &paths {
-            loader.map_pin_path(name, path.as_path());
-        }
-        let mut object = loader.load(OBJECT).context("load the object")?;
+        let mut object = on_maps_of(datapath)?;
         for name in OTHERS {
             let program: &mut SchedClassifier = object
                 .program_mut(name)
@@ -69,8 +67,38 @@ impl Programs {
         Ok(Self { fds })
     }
 
+    /// The programs of control groups too, on the same maps, and an empty one.
+    pub fn add_sockets(&mut self, datapath: &Datapath) -> Result<()> {
+        if self.fds.contains_key("cgroup_in") {
+            return Ok(());
+        }
+        let mut object = on_maps_of(datapath)?;
+        for name in ["cgroup_in", "cgroup_out"] {
+            let program: &mut CgroupSkb = object
+                .program_mut(name)
+                .with_context(|| format!("the object has no '{name}'"))?
+                .try_into()?;
+            program.load().with_context(|| format!("load program '{name}'"))?;
+            self.fds.insert(name, program.fd()?.as_fd().try_clone_to_owned()?);
+        }
+        // return 1
+        let code = [bpf::instruction(0xb7, 0, 0, 1), bpf::instruction(0x95, 0, 0, 0)];
+        self.fds.insert("empty_group", bpf::load_group("empty_group", &code)?);
+        Ok(())
+    }
+
     /// A program, to run it or attach it.
     pub fn get(&self, name: &str) -> Result<BorrowedFd<'_>> {
         Ok(self.fds.get(name).with_context(|| format!("the object has no '{name}'"))?.as_fd())
     }
+}
+
+fn on_maps_of(datapath: &Datapath) -> Result<Ebpf> {
+    let pins = datapath.executor.pins();
+    let paths: Vec<_> = MapId::ALL.iter().map(|id| (id.spec().name, pins.map(*id))).collect();
+    let mut loader = EbpfLoader::new();
+    for (name, path) in &paths {
+        loader.map_pin_path(name, path.as_path());
+    }
+    loader.load(OBJECT).context("load the object")
 }

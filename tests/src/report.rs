@@ -2,7 +2,7 @@
 
 use crate::{
     backend::{Kind, run_all},
-    scenario::{self, Case, Level},
+    scenario::{Case, Level},
 };
 use policy_engine::read;
 use serde_json::{Value, json};
@@ -105,7 +105,7 @@ fn column(kind: Kind, cases: &[Case], progress: &(dyn Fn(&str) + Sync)) -> Colum
     let start = Instant::now();
     let begun = AtomicUsize::new(0);
     let (asked, mut results): (Vec<usize>, Vec<Option<Vec<String>>>) = (
-        (0..cases.len()).filter(|n| cases[*n].kind != scenario::Kind::Admission).collect(),
+        (0..cases.len()).filter(|n| kind.runs(&cases[*n])).collect(),
         cases.iter().map(|case| admission(kind, case)).collect(),
     );
     let asked_cases: Vec<Case> = asked.iter().map(|n| cases[*n].clone()).collect();
@@ -153,6 +153,7 @@ fn level(case: &Case) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scenario;
 
     const CASE: &str = "{schema: netpol-case/v1, id: t/one, title: t, cluster: {pods: {x/a: {}, x/b: {}}}, \
         steps: [{expect: {ports: [TCP/80], level: should, rules: [{from: x/a, to: x/b, verdict: deny}]}}]}";

@@ -2,15 +2,17 @@
 //! share its addresses, and whoever is outside.
 #![expect(clippy::unwrap_used, reason = "a helper of a test that fails is a failed test")]
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use policy_agent::datapath::spec::MapId;
 use policy_tests::agent::Agent;
 use policy_tests::group::ControlGroup;
 use policy_tests::net::{Attach, Host, Netns, Node, Topology};
+use policy_tests::tamper::Tamper;
 use serde_json::Value;
 
 /// Longest time that anything may take.
@@ -339,4 +341,134 @@ fn what_cannot_be_hooked_is_told_and_nothing_stays_attached() {
     assert_eq!(groups.count(), 0);
     let address: IpAddr = setup.address.parse().unwrap();
     assert!(address.is_ipv4());
+}
+
+/// Whoever starts the agent here has taken every mount of the hierarchy away.
+const WITHOUT_CGROUPS: [&str; 8] = [
+    "unshare",
+    "--mount",
+    "--propagation",
+    "private",
+    "sh",
+    "-c",
+    "umount --lazy --all --types cgroup2; exec \"$@\"",
+    "sh",
+];
+
+#[test]
+fn without_a_hierarchy_workloads_are_told_with_what_to_do() {
+    let mut setup = Setup::new(&[]);
+    setup.agent.write_manifest("policies.yaml", POLICIES).unwrap();
+    setup.agent.set_wrapper(&WITHOUT_CGROUPS);
+    setup.agent.start().unwrap();
+    assert!(!setup.agent.ctl(["wait", "--timeout", "1s"]).unwrap().status.success());
+    let told = setup.endpoint("db")["detail"].to_string();
+    assert!(
+        told.contains("no cgroup v2 hierarchy is mounted") && told.contains("hint: mount -t cgroup2"),
+        "{told}"
+    );
+    let status = setup.json(&["status"]).to_string();
+    assert!(status.contains("no cgroup v2 hierarchy is mounted"), "{status}");
+    assert!(setup.agent.log().contains("control groups are not enforced"), "{}", setup.agent.log());
+    let _listener = setup.db.listener(&setup.host, "0.0.0.0:5432").unwrap();
+    assert!(stranger(&setup.host, &setup.at(5432), 10_000), "nobody claims to enforce");
+    setup.agent.kill().unwrap();
+
+    // A directory that is on none.
+    setup.agent.set_wrapper(&[]);
+    setup.agent.set_arguments(&["--cgroup-root", "/tmp"]);
+    setup.agent.start().unwrap();
+    assert!(!setup.agent.ctl(["wait", "--timeout", "1s"]).unwrap().status.success());
+    let told = setup.endpoint("db")["detail"].to_string();
+    assert!(
+        told.contains("/tmp is not on a cgroup v2 hierarchy") && told.contains("--cgroup-root"),
+        "{told}"
+    );
+    setup.agent.kill().unwrap();
+
+    // With the hierarchy everything is enforced.
+    setup.agent.set_arguments(&[]);
+    setup.agent.start().unwrap();
+    setup.agent.wait().unwrap();
+    assert!(!stranger(&setup.host, &setup.at(5432), 300));
+}
+
+#[test]
+fn two_workloads_cannot_have_one_group() {
+    let mut setup = Setup::new(&[]);
+    let pods = workloads(setup.web.path(), setup.db.path(), setup.db.path());
+    setup.agent.write_manifest("pods.yaml", &pods).unwrap();
+    setup.agent.write_manifest("policies.yaml", POLICIES).unwrap();
+    setup.agent.start().unwrap();
+    assert!(!setup.agent.ctl(["wait", "--timeout", "1s"]).unwrap().status.success());
+    let told = setup.endpoint("other")["detail"].to_string();
+    assert!(told.contains("is that of pod shop/db"), "{told}");
+    let _listener = setup.db.listener(&setup.host, "0.0.0.0:5432").unwrap();
+    assert!(!stranger(&setup.host, &setup.at(5432), 300), "the first one is in force");
+    assert!(connects(&setup.web, &setup.host, &setup.at(5432), LONG));
+}
+
+#[test]
+fn what_somebody_else_changed_about_groups_is_found_and_put_right() {
+    let setup = Setup::started(&["--self-check", "off"], POLICIES);
+    let _listener = setup.db.listener(&setup.host, "0.0.0.0:5432").unwrap();
+    let to = setup.at(5432);
+    let tamper = Tamper::new(setup.agent.bpffs());
+    let groups = tamper.map(MapId::Cgroups).unwrap();
+    let (db, web) = (setup.db.id().unwrap().to_ne_bytes(), setup.web.id().unwrap().to_ne_bytes());
+    let finds = |what: &str, open: bool| {
+        assert_eq!(stranger(&setup.host, &to, 300), open, "the change has no effect: {what}");
+        let output = setup.agent.ctl(["verify", "--output", "json"]).unwrap();
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(!output.status.success(), "{what}: {told:#}");
+        assert!(told.to_string().contains("CGROUPS"), "{what}: {told:#}");
+        assert!(!stranger(&setup.host, &to, 300), "{what} is not put right");
+        let again = setup.agent.ctl(["verify", "--output", "json"]).unwrap();
+        assert!(again.status.success(), "{what}: {}", String::from_utf8_lossy(&again.stdout));
+    };
+    let (ours, theirs) = (groups.get(&db).unwrap().unwrap(), groups.get(&web).unwrap().unwrap());
+    groups.remove(&db).unwrap();
+    finds("a group less", true);
+    groups.insert(&db, &theirs, 0).unwrap();
+    finds("a group as another endpoint", true);
+    groups.insert(&7u64.to_ne_bytes(), &ours, 0).unwrap();
+    finds("a group more", false);
+    assert!(connects(&setup.web, &setup.host, &to, LONG));
+}
+
+#[test]
+fn drops_between_services_of_a_host_name_both() {
+    let setup = Setup::started(&[], POLICIES);
+    let mut monitor = setup.agent.ctl_child(["monitor", "--output", "json"]).unwrap();
+    let heard = monitor.stdout.take().unwrap();
+    let _listener = setup.db.listener(&setup.host, "0.0.0.0:5432").unwrap();
+    let mut lines = BufReader::new(heard).lines();
+    let mut told = |from: &str| {
+        // The stream may begin after the first packet.
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if from == "other" {
+                assert!(!connects(&setup.other, &setup.host, &setup.at(5432), TRY));
+            } else {
+                assert!(!stranger(&setup.host, &setup.at(5432), 400));
+            }
+            let line = lines.next().unwrap().unwrap();
+            let flow: Value = serde_json::from_str(&line).unwrap();
+            let flow = flow.get("flow").unwrap_or(&flow).clone();
+            let source = flow["source"]["pod_name"].as_str().unwrap_or_default().to_owned();
+            if flow["destination"]["pod_name"] == "db" && (source == "other") == (from == "other") {
+                return flow;
+            }
+            assert!(Instant::now() < end, "{flow:#}");
+        }
+    };
+    let flow = told("other");
+    assert_eq!(flow["source"]["namespace"], "shop", "{flow:#}");
+    assert!(flow["ingress_denied_by"].to_string().contains("\"db\""), "{flow:#}");
+    // What the evaluator says of it is what happened.
+    assert!(!flow.to_string().contains("evaluator"), "{flow:#}");
+    let flow = told("stranger");
+    assert!(flow["source"]["labels"].to_string().contains("reserved:host"), "{flow:#}");
+    monitor.kill().unwrap();
+    monitor.wait().unwrap();
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::process::Command;
 
 use policy_engine::{oracle, read, verdict::Query, world::World};
 use policy_tests::scenario;
@@ -97,4 +98,41 @@ fn terraforms_example_has_what_its_objects_have() {
             assert_eq!(block.contains(&format!("\"{port}\"")), wanted, "{name} {port}");
         }
     }
+}
+
+/// The units as systemd reads them, with programs that are there.
+#[test]
+fn systemd_reads_the_units_as_they_are_meant() {
+    let analyze = Command::new("systemd-analyze").arg("--version").output();
+    if analyze.is_err() {
+        println!("skipped: systemd-analyze is not installed");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let units = scenario::root().join("deploy/systemd");
+    let read = |name: &str| {
+        let text = fs::read_to_string(units.join(name)).unwrap();
+        ["policy-agent", "policyctl"]
+            .iter()
+            .fold(text, |text, program| text.replace(&format!("/usr/local/bin/{program}"), "/bin/true"))
+    };
+    let verify = |agent: &str| {
+        fs::write(folder.path().join("policy-agent.service"), agent).unwrap();
+        let nginx = "[Unit]\nDescription=nginx\n[Service]\nExecStart=/bin/true\n";
+        fs::write(folder.path().join("nginx.service"), nginx).unwrap();
+        fs::create_dir_all(folder.path().join("nginx.service.d")).unwrap();
+        let wait = read("example/wait-for-policy.conf");
+        fs::write(folder.path().join("nginx.service.d/policy.conf"), wait).unwrap();
+        let mut command = Command::new("systemd-analyze");
+        command.args(["verify", "--man=no", "policy-agent.service", "nginx.service"]);
+        command.current_dir(folder.path()).env("SYSTEMD_UNIT_PATH", format!("{}:", folder.path().display()));
+        let output = command.output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        let ours = said.lines().filter(|line| line.contains("policy-agent") || line.contains("nginx"));
+        (output.status.success(), ours.map(str::to_owned).collect::<Vec<_>>())
+    };
+    let agent = read("policy-agent.service");
+    assert_eq!(verify(&agent), (true, Vec::new()));
+    let wrong = agent.replace("ReadWritePaths=", "ReadWritePath=");
+    assert_ne!(verify(&wrong), (true, Vec::new()), "what is wrong is not told");
 }

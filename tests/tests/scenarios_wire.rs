@@ -21,9 +21,14 @@ fn bridge_agrees_with_every_truth_table() {
     all(Kind::WireBridge);
 }
 
+#[test]
+fn control_groups_agree_with_every_truth_table_that_they_can_be_asked() {
+    all(Kind::Cgroup);
+}
+
 fn all(kind: Kind) {
     let only = std::env::var("SCENARIO").unwrap_or_default();
-    let wanted = |case: &Case| case.kind != scenario::Kind::Admission && case.id.starts_with(&only);
+    let wanted = |case: &Case| kind.runs(case) && case.id.starts_with(&only);
     let cases = scenario::all().expect("scenario files read").into_iter().map(|(_, case)| case);
     let cases: Vec<Case> = cases.filter(wanted).collect();
     assert!(!cases.is_empty(), "no scenario begins with {only:?}");

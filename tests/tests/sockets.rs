@@ -190,7 +190,15 @@ impl Both {
             let wanted = judged.event.unwrap_or_else(|| panic!("an event too many: {told}"));
             let what = |e: &policy_common::event::Event| {
                 let ends = (e.source, e.destination, e.source_port, e.destination_port);
-                let flow = (e.word, e.slot, e.class, e.rule, e.rule_set, e.opener, e.flags);
+                let flow = (
+                    e.word,
+                    e.slot,
+                    e.class,
+                    e.rule,
+                    e.rule_set,
+                    e.opener,
+                    e.flags & !policy_common::event::event_flags::SOCKET,
+                );
                 (ends, flow, (e.direction, e.reason, e.family, e.protocol, e.tcp_flags, e.icmp_code))
             };
             assert_eq!(what(&event), what(&wanted), "{told}");

@@ -33,6 +33,7 @@ fn link(lab: &Lab, from: &str, to: &str, family: Family) -> Link {
         to: lab.ip(to, family).unwrap(),
         port: "TCP/80".parse().unwrap(),
         size: 8,
+        unconnected: false,
     };
     Link::open(&probe, Duration::from_secs(5)).unwrap().expect("it opens")
 }

@@ -298,6 +298,7 @@ fn a_connection_lives_through_policies_that_do_not_concern_it() {
             to: lab.ip("x/a", family).unwrap(),
             port: "TCP/80".parse().unwrap(),
             size: 8,
+            unconnected: false,
         };
         links.push(Link::open(&probe, Duration::from_secs(5)).unwrap().expect("it opens"));
     }

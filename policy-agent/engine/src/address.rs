@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use policy_common::family::{Family, V4, V6};
 
+use ipnet::Ipv6Net;
+
 use crate::model::ObjectKey;
 
 /// An IPv4 address as one word in network order.
@@ -59,10 +61,13 @@ pub fn identity(key: &ObjectKey) -> IpAddr {
     IpAddr::V6(Ipv6Addr::from(0x0100_u128 << 112 | u128::from(hash)))
 }
 
+/// Where every [`identity`] is.
+pub(crate) const IDENTITIES: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0), 64);
+
 /// Whether an address is an [`identity`].
 #[must_use]
 pub fn is_identity(address: &IpAddr) -> bool {
-    matches!(address, IpAddr::V6(ip) if ip.segments()[..4] == [0x100, 0, 0, 0])
+    matches!(address, IpAddr::V6(ip) if IDENTITIES.contains(ip))
 }
 
 #[cfg(test)]

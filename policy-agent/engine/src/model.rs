@@ -157,6 +157,8 @@ pub enum GroupHint {
     Path(String),
     /// Unit of systemd (annotation `policy-agent.io/unit`).
     Unit(String),
+    /// The group that a kubelet made for the pod with this UID.
+    Pod(Arc<str>),
 }
 
 /// Where files mode is told to find a pod's interface instead of looking for it.
@@ -204,6 +206,14 @@ impl Pod {
         match &self.interface {
             Some(InterfaceHint::Group(hint)) => Some(hint),
             Some(InterfaceHint::Name(_) | InterfaceHint::Netns(_)) | None => None,
+        }
+    }
+    /// Whether it is a service of its host, and no pod of a cluster: its control group was named.
+    #[must_use]
+    pub const fn is_service(&self) -> bool {
+        match self.group() {
+            Some(GroupHint::Path(_) | GroupHint::Unit(_)) => true,
+            Some(GroupHint::Pod(_)) | None => false,
         }
     }
     /// Whether policies may select it and rules may name it.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use policy_common::abi::Direction;
 use policy_common::reason::Reason;
 
+use crate::address::is_identity;
 use crate::explain;
 use crate::model::{
     Action, ClusterPolicy, NamespaceScope, Peer, Peers, Pod, Policy, PortMatch, Ports, Protocol, Rule, Tier,
@@ -277,9 +278,11 @@ pub(crate) fn peers_match(world: &World, own: &str, peers: &Peers, remote: IpAdd
 
 fn peer_matches(world: &World, own: &str, peer: &Peer, remote: IpAddr) -> bool {
     match peer {
-        // By address alone: pods and nodes inside the block match too.
+        // By address alone: pods and nodes inside the block match too. What stands for a workload is no address.
         Peer::Block { cidr, except } => {
-            cidr.contains(&remote) && !except.iter().any(|except| except.contains(&remote))
+            !is_identity(&remote)
+                && cidr.contains(&remote)
+                && !except.iter().any(|except| except.contains(&remote))
         }
         Peer::Pods { namespaces, pods } => {
             let Some(pod) = pod_of_peer(world, remote) else { return false };

@@ -230,7 +230,8 @@ impl World {
     pub fn is_node_of(&self, pod: &Pod, address: IpAddr) -> bool {
         let Some(name) = &pod.node else { return false };
         if *name == self.node_name {
-            return self.is_host_address(address);
+            // A service of the host is no guest of it: the host's other processes are peers like any other.
+            return !pod.is_service() && self.is_host_address(address);
         }
         self.nodes.get(name).is_some_and(|node| node.addresses.contains(&address))
     }

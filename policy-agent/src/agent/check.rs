@@ -347,9 +347,8 @@ impl Core {
         let closed: BTreeSet<_> =
             self.refused.iter().filter(|r| r.held == Held::Closed).map(|r| r.namespace.clone()).collect();
         let hooked = |e: &Endpoint| {
-            // Trials are packets at an interface.
-            let here = |local: &super::table::Local| local.hooked && local.group.is_none();
-            self.table.get(e.slot).is_some_and(here) && !closed.contains(&e.pod.namespace)
+            // Trials are packets at an interface, also of a control group: its tables are the same there.
+            self.table.get(e.slot).is_some_and(|local| local.hooked) && !closed.contains(&e.pod.namespace)
         };
         let endpoints: Vec<Endpoint> = self.table.desired().into_iter().filter(hooked).collect();
         let world = self.planner.enforced().clone();

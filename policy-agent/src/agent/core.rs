@@ -202,7 +202,7 @@ impl Core {
         let news = !updates.is_empty();
         for update in updates {
             for delta in update.deltas {
-                let delta = self.claims.pass(delta);
+                let delta = self.claims.pass(self.workloads.pass(&self.world.node_name, delta));
                 self.stale |= self.world.apply(delta);
             }
             self.problems = update.problems;

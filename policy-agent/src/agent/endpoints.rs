@@ -45,6 +45,9 @@ impl Core {
                 self.fail(format!("endpoint {}: {}", local.id, chain(&error)));
             }
         }
+        if first {
+            self.reconfigure();
+        }
         self.create(&changes.created);
         if !first {
             self.hook(&changes.created);
@@ -120,7 +123,7 @@ impl Core {
                 id: local.id,
                 ifindex: local.ifindex,
                 addresses: local.addresses.clone(),
-                config: if local.group.is_some() { self.workloads.bits(self.bits) } else { self.bits },
+                config: self.bits_of(local),
                 pickup: if local.unprotected > CHATTER { PICKUP } else { Duration::ZERO },
             })
             .collect();
@@ -135,6 +138,32 @@ impl Core {
                 self.fail(format!("endpoint {}: {}", endpoint.id, chain(&error)));
             }
         }
+    }
+
+    /// Endpoints of an earlier agent get the settings of this one.
+    fn reconfigure(&mut self) {
+        let done = self.kernel.read().endpoints().and_then(|live| {
+            live.iter().try_for_each(|endpoint| {
+                let Some(local) = self.table.get(endpoint.slot) else { return Ok(()) };
+                let bits = self.bits_of(local);
+                if local.id != endpoint.id || bits == endpoint.config {
+                    return Ok(());
+                }
+                tracing::info!(pod = ?local.pod, slot = endpoint.slot, "endpoint gets this agent's settings");
+                self.kernel.read().set_config(endpoint.slot, bits)
+            })
+        });
+        if let Err(error) = done {
+            self.fail(format!("settings of endpoints: {}", chain(&error)));
+        }
+    }
+
+    fn bits_of(&self, local: &Local) -> u16 {
+        if local.group.is_none() {
+            return self.bits;
+        }
+        let pod = local.pod.as_ref().and_then(|pod| self.world.pods.get(pod));
+        self.workloads.bits(self.bits, pod.is_some_and(|pod| !pod.is_service()))
     }
 
     pub(super) fn not_hooked(&mut self, slot: u16, ifindex: u32, error: &str) {

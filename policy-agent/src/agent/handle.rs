@@ -211,7 +211,7 @@ impl Handle {
         let keys = |keys: &[policy_engine::model::ObjectKey]| keys.iter().map(ToString::to_string).collect();
         let hooks = match (view.state, self.kernel.hooks.mechanism()) {
             (State::Unenforced, _) => "",
-            (State::Enforced | State::Pending | State::Stale, _) if view.pod.group().is_some() => "cgroup",
+            (State::Enforced | State::Pending | State::Stale, _) if view.ifindex == 0 => "cgroup",
             (State::Enforced | State::Pending | State::Stale, Mechanism::Tcx) => "tcx",
             (State::Enforced | State::Pending | State::Stale, Mechanism::Clsact) => "clsact",
         };

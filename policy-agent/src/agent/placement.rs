@@ -6,14 +6,12 @@ use std::sync::Arc;
 use policy_engine::model::{GroupHint, InterfaceHint, ObjectKey, Pod};
 use policy_engine::world::World;
 
+pub(super) use crate::cgroup::Found as FoundGroups;
 use crate::cgroup::Group;
 use crate::netlink::{HostLink, Interfaces};
 
 /// Links whose other end is in a network namespace, by the path that an annotation gives; else why not.
 pub(super) type NetnsLinks = BTreeMap<String, Result<Vec<HostLink>, String>>;
-
-/// Control groups that annotations name; else why they are not there.
-pub(super) type FoundGroups = BTreeMap<GroupHint, Result<Group, String>>;
 
 /// Where a pod's packets can be judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +51,23 @@ pub(super) fn group_hints(world: &World) -> BTreeSet<GroupHint> {
     world.local_pods().filter_map(|pod| pod.group().cloned()).collect()
 }
 
+/// Control groups of pods whose packets pass no interface that could be hooked. `has_group` = whether a pod is judged by
+/// its group already: a pod that is ending loses its interface before its object goes, and gets no group for that.
+#[must_use]
+pub(super) fn groups_of_unhookable(
+    world: &World,
+    interfaces: &Interfaces,
+    netns: &NetnsLinks,
+    has_group: impl Fn(&ObjectKey) -> bool,
+) -> BTreeSet<GroupHint> {
+    let unhookable = |pod: &&Arc<Pod>| {
+        pod.interface.is_none()
+            && (!pod.terminating || has_group(&pod.key))
+            && candidate(pod, world, interfaces, netns).is_err_and(|miss| miss.unhookable)
+    };
+    world.local_pods().filter(unhookable).map(|pod| GroupHint::Pod(pod.uid.clone())).collect()
+}
+
 /// The place of every local pod that policy may select.
 #[must_use]
 pub(super) fn place(
@@ -66,19 +81,20 @@ pub(super) fn place(
     // Pods that say where they are go first: nobody takes their interface from them.
     let (told, found): (Vec<_>, Vec<_>) = world.local_pods().partition(|pod| pod.interface.is_some());
     let mut grouped: BTreeMap<u64, ObjectKey> = BTreeMap::new();
+    let mut in_group = |pod: &Pod, found: &Result<Group, String>| match found {
+        Ok(group) => match grouped.get(&group.id) {
+            Some(other) => Place::Nowhere(format!("control group {} is that of pod {other}", group.path)),
+            None => {
+                grouped.insert(group.id, pod.key.clone());
+                Place::Group(group.clone())
+            }
+        },
+        Err(reason) => Place::Nowhere(reason.clone()),
+    };
     for pod in told.into_iter().chain(found) {
         if let Some(hint) = pod.group() {
             let place = match groups.get(hint) {
-                Some(Ok(group)) => match grouped.get(&group.id) {
-                    Some(other) => {
-                        Place::Nowhere(format!("control group {} is that of pod {other}", group.path))
-                    }
-                    None => {
-                        grouped.insert(group.id, pod.key.clone());
-                        Place::Group(group.clone())
-                    }
-                },
-                Some(Err(reason)) => Place::Nowhere(reason.clone()),
+                Some(found) => in_group(pod, found),
                 None => Place::Nowhere("its control group was not looked for yet".to_owned()),
             };
             places.insert(pod.key.clone(), place);
@@ -92,11 +108,35 @@ pub(super) fn place(
                     Place::At(link)
                 }
             },
-            Err(reason) => Place::Nowhere(reason),
+            Err(Miss { why, unhookable }) => {
+                match groups.get(&GroupHint::Pod(pod.uid.clone())).filter(|_| unhookable) {
+                    Some(Err(reason)) => Place::Nowhere(format!("{why}; {reason}")),
+                    Some(found) => in_group(pod, found),
+                    None => Place::Nowhere(why),
+                }
+            }
         };
         places.insert(pod.key.clone(), place);
     }
     places
+}
+
+/// Why a pod has no interface at which its packets could be judged.
+#[derive(Debug)]
+struct Miss {
+    why: String,
+    /// Its packets pass none: it will not get one by waiting.
+    unhookable: bool,
+}
+
+impl Miss {
+    const fn for_now(why: String) -> Self {
+        Self { why, unhookable: false }
+    }
+
+    const fn for_good(why: String) -> Self {
+        Self { why, unhookable: true }
+    }
 }
 
 /// A pod that is ending gets no other interface than it has: its address may be the next pod's already, whose policy is
@@ -124,19 +164,22 @@ fn candidate(
     world: &World,
     interfaces: &Interfaces,
     netns: &NetnsLinks,
-) -> Result<HostLink, String> {
+) -> Result<HostLink, Miss> {
     match &pod.interface {
         Some(InterfaceHint::Name(name)) => {
             let link = interfaces.of_name(name);
-            link.cloned()
-                .ok_or_else(|| format!("no interface {name}, which its annotation names, leads to a pod"))
+            link.cloned().ok_or_else(|| {
+                Miss::for_now(format!("no interface {name}, which its annotation names, leads to a pod"))
+            })
         }
         Some(InterfaceHint::Netns(path)) => match netns.get(path) {
-            Some(Ok(links)) => of_netns(pod, path, links),
-            Some(Err(reason)) => Err(format!("network namespace {path}: {reason}")),
-            None => Err(format!("network namespace {path} was not looked at yet")),
+            Some(Ok(links)) => of_netns(pod, path, links).map_err(Miss::for_now),
+            Some(Err(reason)) => Err(Miss::for_now(format!("network namespace {path}: {reason}"))),
+            None => Err(Miss::for_now(format!("network namespace {path} was not looked at yet"))),
         },
-        Some(InterfaceHint::Group(_)) => Err("its sockets are judged, at no interface".to_owned()),
+        Some(InterfaceHint::Group(_)) => {
+            Err(Miss::for_now("its sockets are judged, at no interface".to_owned()))
+        }
         None => by_address(pod, world, interfaces),
     }
 }
@@ -152,17 +195,18 @@ fn of_netns(pod: &Pod, path: &str, links: &[HostLink]) -> Result<HostLink, Strin
     }
 }
 
-fn by_address(pod: &Pod, world: &World, interfaces: &Interfaces) -> Result<HostLink, String> {
+fn by_address(pod: &Pod, world: &World, interfaces: &Interfaces) -> Result<HostLink, Miss> {
     if pod.addresses.is_empty() {
-        return Err("the pod has no address yet".to_owned());
+        return Err(Miss::for_now("the pod has no address yet".to_owned()));
     }
     let mut found: BTreeMap<u32, &HostLink> = BTreeMap::new();
-    let mut why = None;
+    let (mut why, mut taken) = (None, false);
     for address in &pod.addresses {
         if let Some(owner) = world.pod_at(*address)
             && owner.key != pod.key
         {
             why = Some(format!("its address {address} is that of pod {}", owner.key));
+            taken = true;
         } else if let Some(link) = interfaces.of_address(*address) {
             if matches!(&*link.kind, "veth" | "netkit") {
                 found.insert(link.ifindex, link);
@@ -179,14 +223,17 @@ fn by_address(pod: &Pod, world: &World, interfaces: &Interfaces) -> Result<HostL
     let mut links = found.into_values();
     match (links.next(), links.next()) {
         (Some(link), None) => Ok(link.clone()),
-        (Some(one), Some(two)) => Err(format!(
+        (Some(one), Some(two)) => Err(Miss::for_good(format!(
             "its addresses are behind several interfaces: {}",
             list([one, two].into_iter().chain(links))
-        )),
-        (None, _) => Err(why.unwrap_or_else(|| {
-            let addresses: Vec<_> = pod.addresses.iter().map(ToString::to_string).collect();
-            format!("no interface of this node leads to {}", addresses.join(", "))
-        })),
+        ))),
+        (None, _) => {
+            let why = why.unwrap_or_else(|| {
+                let addresses: Vec<_> = pod.addresses.iter().map(ToString::to_string).collect();
+                format!("no interface of this node leads to {}", addresses.join(", "))
+            });
+            Err(if taken { Miss::for_now(why) } else { Miss::for_good(why) })
+        }
     }
 }
 

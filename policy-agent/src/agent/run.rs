@@ -21,11 +21,11 @@ use super::settings;
 use super::spares::Spares;
 use super::tags::Prober;
 use super::view::Published;
-use super::workloads::Workloads;
+use super::workloads::{Wanted, Workloads};
 use super::writer::{Input, Inputs, Waiter, Writer};
 use crate::api::{Socket, serve};
 use crate::cgroup::Watch;
-use crate::cli::{Exit, Failure, Loopback, RunArgs, UnknownPods};
+use crate::cli::{Exit, Failure, HostNetwork, Loopback, RunArgs, Unhookable, UnknownPods};
 use crate::datapath::{self, Datapath, EventRing, OBJECT};
 use crate::events::{Bus, Enricher, History, Views};
 use crate::metrics::{self, Metrics};
@@ -212,7 +212,13 @@ fn workloads(args: &RunArgs, inputs: &Inputs) -> Workloads {
     if let Err(error) = &watch {
         tracing::warn!("control groups are looked at every few seconds only: {error}");
     }
-    Workloads::new(args.cgroup_root.clone(), args.loopback == Loopback::Judge, watch.ok())
+    let wanted = Wanted {
+        root: args.cgroup_root.clone(),
+        judge_loopback: args.loopback == Loopback::Judge,
+        unhookable: args.unhookable == Unhookable::Cgroup,
+        host_network: args.host_network == HostNetwork::Cgroup,
+    };
+    Workloads::new(wanted, watch.ok())
 }
 
 /// Each event means "look again"; several at once are one look.

@@ -390,7 +390,9 @@ fn adopted(live: &LiveEndpoint) -> Local {
 fn group_addresses(pod: &Pod, world: &World) -> Vec<IpAddr> {
     let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
     let own = pod.addresses.iter().filter(|ip| !is_identity(ip));
-    let host = world.host_addresses.iter().filter(|ip| !ip.is_loopback());
+    // A pod that was found by its UID has a network of its own.
+    let shares = pod.group().is_some();
+    let host = world.host_addresses.iter().filter(|ip| shares && !ip.is_loopback());
     let mut addresses: Vec<IpAddr> = Vec::new();
     for ip in own.chain(host).chain(&loopback) {
         // More than a key can tell apart share one number: their flows are told apart by ports alone.

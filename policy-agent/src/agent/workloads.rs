@@ -9,10 +9,12 @@ use std::path::PathBuf;
 
 use policy_common::abi::{Cgroup, endpoint_config};
 use policy_engine::address::{identity, words6};
+use policy_engine::model::{GroupHint, InterfaceHint, Pod};
+use policy_engine::world::Delta;
 use std::net::IpAddr;
 
 use super::core::Core;
-use super::placement::{FoundGroups, group_hints};
+use super::placement::{FoundGroups, group_hints, groups_of_unhookable};
 use super::table::Local;
 use crate::cgroup::{Group, Hierarchy, Watch};
 use crate::cli::chain;
@@ -20,8 +22,7 @@ use crate::cli::chain;
 /// Control groups as they were seen last.
 #[derive(Debug)]
 pub(super) struct Workloads {
-    root: Option<PathBuf>,
-    judge_loopback: bool,
+    wanted: Wanted,
     watch: Option<Watch>,
     /// Groups that pods name.
     pub(super) found: FoundGroups,
@@ -30,31 +31,65 @@ pub(super) struct Workloads {
 }
 
 impl Workloads {
-    /// Nothing found yet. `root` = where the hierarchy is said to be.
+    /// Nothing found yet.
     #[must_use]
-    pub(super) fn new(root: Option<PathBuf>, judge_loopback: bool, watch: Option<Watch>) -> Self {
-        Self { root, judge_loopback, watch, found: FoundGroups::new(), told: None }
+    pub(super) fn new(wanted: Wanted, watch: Option<Watch>) -> Self {
+        Self { wanted, watch, found: FoundGroups::new(), told: None }
     }
 
-    /// Configuration bits of a group, out of those of interfaces.
+    /// Configuration bits of a group, out of those of interfaces. `pod`: of a cluster's pod, which its own node always
+    /// reaches.
     #[must_use]
-    pub(super) fn bits(&self, interfaces: u16) -> u16 {
-        let loopback = if self.judge_loopback { endpoint_config::JUDGE_LOOPBACK } else { 0 };
+    pub(super) fn bits(&self, interfaces: u16, pod: bool) -> u16 {
+        let loopback = if self.wanted.judge_loopback { endpoint_config::JUDGE_LOOPBACK } else { 0 };
+        let node = if pod { endpoint_config::NODE_PASSES } else { 0 };
         // The kernel gives a socket its addresses, and nothing on the way of its packets is ours to trust.
         let apart = endpoint_config::ANTI_SPOOF | endpoint_config::MASQUERADED_ALLOW;
-        interfaces & !apart | endpoint_config::SOCKETS | loopback
+        interfaces & !apart | endpoint_config::SOCKETS | loopback | node
     }
+
+    /// What the world is told of a pod. One that shares its node's network becomes, if that is wanted, a pod whose
+    /// sockets are judged: the node's addresses are not its own.
+    #[must_use]
+    pub(super) fn pass(&self, node: &str, delta: Delta) -> Delta {
+        match delta {
+            Delta::Pod(pod)
+                if self.wanted.host_network && pod.host_network && pod.node.as_deref() == Some(node) =>
+            {
+                let interface = Some(InterfaceHint::Group(GroupHint::Pod(pod.uid.clone())));
+                Delta::Pod(Pod { host_network: false, addresses: vec![identity(&pod.key)], interface, ..pod })
+            }
+            other => other,
+        }
+    }
+}
+
+/// What the user asked for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wanted {
+    /// Where the hierarchy is said to be.
+    pub root: Option<PathBuf>,
+    /// Packets between loopback addresses are judged.
+    pub judge_loopback: bool,
+    /// Pods without an interface that can be hooked are judged at the sockets of their control groups.
+    pub unhookable: bool,
+    /// So are this node's pods that share its network.
+    pub host_network: bool,
 }
 
 impl Core {
     /// Looks for every group that a pod names.
     pub(super) fn look_at_groups(&mut self) {
-        let hints = group_hints(&self.world);
+        let mut hints = group_hints(&self.world);
+        if self.workloads.wanted.unhookable {
+            let has_group = |pod: &_| self.table.of_pod(pod).is_some_and(|local| local.group.is_some());
+            hints.extend(groups_of_unhookable(&self.world, &self.interfaces, &self.netns, has_group));
+        }
         if hints.is_empty() {
             self.workloads.found.clear();
             return;
         }
-        let hierarchy = Hierarchy::find(self.workloads.root.as_deref());
+        let hierarchy = Hierarchy::find(self.workloads.wanted.root.as_deref());
         let told = match &hierarchy {
             Ok(_) => None,
             Err(missing) => Some(format!("{missing} (hint: {})", missing.hint())),
@@ -66,15 +101,14 @@ impl Core {
         // What appears between the look and the watch is seen by the second look.
         for _ in 0..2 {
             self.workloads.found = match &hierarchy {
-                Ok(hierarchy) => hints.iter().map(|hint| (hint.clone(), hierarchy.locate(hint))).collect(),
+                Ok(hierarchy) => hierarchy.locate_all(&hints, &self.workloads.found),
                 Err(_) => {
                     let why = told.clone().unwrap_or_default();
                     hints.iter().map(|hint| (hint.clone(), Err(why.clone()))).collect()
                 }
             };
             let (Ok(hierarchy), Some(watch)) = (&hierarchy, &mut self.workloads.watch) else { return };
-            let directories: BTreeSet<PathBuf> =
-                hints.iter().flat_map(|hint| hierarchy.watched(hint)).collect();
+            let directories = hierarchy.watched_for(&hints);
             match watch.add(&directories) {
                 Ok(true) => {}
                 Ok(false) => return,

@@ -4,5 +4,5 @@
 mod hierarchy;
 mod watch;
 
-pub use hierarchy::{Group, Hierarchy, Missing};
+pub use hierarchy::{Found, Group, Hierarchy, Missing};
 pub use watch::Watch;

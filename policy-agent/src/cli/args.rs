@@ -181,6 +181,14 @@ pub struct RunArgs {
     /// /proc/self/mountinfo says.
     #[arg(long, value_name = "DIR", env = "POLICY_AGENT_CGROUP_ROOT")]
     pub cgroup_root: Option<PathBuf>,
+    /// What becomes of pods without an interface that can be hooked (macvlan, devices of the host): they are reported as
+    /// not enforced, or judged at the sockets of their control groups.
+    #[arg(long, value_enum, value_name = "HOW", env = "POLICY_AGENT_UNHOOKABLE", default_value = "report")]
+    pub unhookable: Unhookable,
+    /// What policies mean to this node's pods that share its network: nothing, or their sockets are judged by their
+    /// control groups.
+    #[arg(long, value_enum, value_name = "HOW", env = "POLICY_AGENT_HOST_NETWORK", default_value = "ignore")]
+    pub host_network: HostNetwork,
     /// What the sockets of control groups say to each other between loopback addresses.
     #[arg(long, value_enum, value_name = "WHAT", env = "POLICY_AGENT_LOOPBACK", default_value = "exempt")]
     pub loopback: Loopback,
@@ -270,6 +278,24 @@ pub enum Loopback {
     Exempt,
     /// It is judged like everything else.
     Judge,
+}
+
+/// Values of `--unhookable`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Unhookable {
+    /// They are not enforced, and reported.
+    Report,
+    /// Their sockets are judged.
+    Cgroup,
+}
+
+/// Values of `--host-network`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HostNetwork {
+    /// They are the node, to which no policy applies.
+    Ignore,
+    /// Their sockets are judged.
+    Cgroup,
 }
 
 /// Values of `--log-format`.

@@ -11,8 +11,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 pub use args::{
-    AttachArg, Cli, CniCommand, CniDirs, CniFailure, CniInstall, Command, ExistingFlows, LogFormat, Loopback,
-    MasqueradedIngress, Paths, RunArgs, ServicesArg, UnknownPods,
+    AttachArg, Cli, CniCommand, CniDirs, CniFailure, CniInstall, Command, ExistingFlows, HostNetwork,
+    LogFormat, Loopback, MasqueradedIngress, Paths, RunArgs, ServicesArg, Unhookable, UnknownPods,
 };
 pub use exit::{Exit, Failure, chain};
 

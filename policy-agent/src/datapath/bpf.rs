@@ -294,6 +294,11 @@ pub fn load_tc(name: &str, instructions: &[u64]) -> io::Result<OwnedFd> {
     load_few(bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS, name, instructions)
 }
 
+/// Loads a program for control groups of a few instructions, for tests.
+pub fn load_group(name: &str, instructions: &[u64]) -> io::Result<OwnedFd> {
+    load_few(bpf_prog_type::BPF_PROG_TYPE_CGROUP_SKB, name, instructions)
+}
+
 /// Loads a socket filter of a few instructions.
 pub(super) fn load_filter(name: &str, instructions: &[u64]) -> io::Result<OwnedFd> {
     load_few(bpf_prog_type::BPF_PROG_TYPE_SOCKET_FILTER, name, instructions)

@@ -18,7 +18,7 @@ use super::error::{Error, Result};
 use super::executor::Executor;
 use super::hooks::Attached;
 use super::load::Program;
-use super::map::{ANY, bytes_of, from_bytes};
+use super::map::from_bytes;
 use super::pins::{Pins, remove_file};
 use super::spec::MapId;
 
@@ -207,8 +207,7 @@ impl Executor {
     pub fn set_group(&self, id: u64, group: &Cgroup) -> Result<()> {
         let deepest = self.meta(meta_words::CGROUP_LEVEL)?.max(u64::from(group.level));
         self.set_meta(meta_words::CGROUP_LEVEL, deepest)?;
-        let map = &self.maps[MapId::Cgroups];
-        map.insert(bytes_of(&id), bytes_of(group), ANY).map_err(map.failed("insert into"))
+        self.store_group(id, Some(*group))
     }
 
     /// Forgets a control group: packets of its sockets pass unjudged, or are judged as those of the nearest endpoint
@@ -217,11 +216,7 @@ impl Executor {
     /// # Errors
     /// The kernel's answer.
     pub fn clear_group(&self, id: u64) -> Result<()> {
-        let map = &self.maps[MapId::Cgroups];
-        match map.remove(bytes_of(&id)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(map.failed("remove from")),
-        }
+        self.store_group(id, None)
     }
 
     /// Control groups that are endpoints, by id.

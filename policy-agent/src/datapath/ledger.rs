@@ -3,11 +3,11 @@
 //! Programs only read these maps, so whatever differs from the ledger was written by somebody else.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
+use std::fmt::Debug;
 use std::net::IpAddr;
 use std::sync::{MutexGuard, PoisonError};
 
-use policy_common::abi::{ANY_SLOT, EndpointWord, LocalKey, endpoint_words, limits, meta_words};
+use policy_common::abi::{ANY_SLOT, Cgroup, EndpointWord, LocalKey, endpoint_words, limits, meta_words};
 use policy_engine::tables::{Difference, epoch_after};
 
 use super::endpoint::{address_of, gone};
@@ -27,6 +27,8 @@ pub(super) struct Ledger {
     /// By slot and word.
     ep: BTreeMap<(u32, u32), u64>,
     meta: BTreeMap<u32, u64>,
+    /// By the kernel's id.
+    cgroups: BTreeMap<u64, Cgroup>,
     locals: BTreeMap<LocalKey, u32>,
     /// Kernel's ids of the flow maps, by slot.
     flows: BTreeMap<(MapId, u32), u32>,
@@ -93,6 +95,7 @@ impl Executor {
         }
         ledger.iface_x = read(&self.maps[MapId::IfaceX], from_bytes)?;
         ledger.locals = read(&self.maps[MapId::Locals], from_bytes)?;
+        ledger.cgroups = read(&self.maps[MapId::Cgroups], from_bytes)?;
         for map in FLOWS {
             let held: BTreeMap<u32, u32> = read(&self.maps[map], from_bytes)?;
             ledger.flows.extend(held.into_iter().map(|(slot, id)| ((map, slot), id)));
@@ -146,6 +149,19 @@ impl Executor {
         Ok(())
     }
 
+    /// The endpoint that a control group is; `None` removes it.
+    pub(super) fn store_group(&self, id: u64, value: Option<Cgroup>) -> Result<()> {
+        let map = &self.maps[MapId::Cgroups];
+        let mut ledger = self.ledger();
+        let Some(value) = value else {
+            ledger.cgroups.remove(&id);
+            return gone(map, bytes_of(&id));
+        };
+        map.insert(bytes_of(&id), bytes_of(&value), super::map::ANY).map_err(map.failed("insert into"))?;
+        ledger.cgroups.insert(id, value);
+        Ok(())
+    }
+
     /// Compares the maps with the ledger and puts back what differs; hands back what that was. `planned`: slots whose
     /// word 0 is the plans'.
     ///
@@ -159,6 +175,7 @@ impl Executor {
         self.mend_locals(&mut found)?;
         self.mend_flows(&mut found)?;
         self.mend_interfaces(&mut found)?;
+        self.mend_groups(&mut found)?;
         for word in 0..meta_words::COUNT {
             let wanted = self.ledger().meta.get(&word).copied().unwrap_or(0);
             let held = self.meta(word)?;
@@ -220,6 +237,13 @@ impl Executor {
         mend_hash(map, MapId::IfaceX, &held, &ledger.iface_x, name, found)
     }
 
+    fn mend_groups(&self, found: &mut Vec<Difference>) -> Result<()> {
+        let map = &self.maps[MapId::Cgroups];
+        let ledger = self.ledger();
+        let held: BTreeMap<u64, Cgroup> = read(map, from_bytes)?;
+        mend_hash(map, MapId::Cgroups, &held, &ledger.cgroups, |id| format!("control group {id}"), found)
+    }
+
     fn mend_flows(&self, found: &mut Vec<Difference>) -> Result<()> {
         for id in FLOWS {
             let map = &self.maps[id];
@@ -256,7 +280,7 @@ impl Executor {
 
 /// Takes out what is not in the ledger and puts in what is missing. A live element is never updated: a reader could see
 /// halves of both.
-fn mend_hash<K: super::map::Plain + Ord, V: super::map::Plain + PartialEq + Display>(
+fn mend_hash<K: super::map::Plain + Ord, V: super::map::Plain + PartialEq + Debug>(
     map: &Map,
     id: MapId,
     held: &BTreeMap<K, V>,
@@ -264,7 +288,7 @@ fn mend_hash<K: super::map::Plain + Ord, V: super::map::Plain + PartialEq + Disp
     name: impl Fn(&K) -> String,
     found: &mut Vec<Difference>,
 ) -> Result<()> {
-    let value = |value: Option<&V>| value.map_or_else(|| "nothing".to_owned(), ToString::to_string);
+    let value = |value: Option<&V>| value.map_or_else(|| "nothing".to_owned(), |value| format!("{value:?}"));
     for (key, there) in held.iter().filter(|(key, there)| wanted.get(key) != Some(there)) {
         found.push(differs(id, name(key), value(Some(there)), value(wanted.get(key))));
         gone(map, bytes_of(key))?;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use policy_common::abi::{Direction, EndpointWord};
 use policy_common::event::{Event, event_flags};
 use policy_common::reason::Reason;
+use policy_engine::address::identity;
 use policy_engine::model::{ObjectKey, Peers, Ports, Protocol};
 use policy_engine::oracle;
 use policy_engine::verdict::{Evaluation, Query, RuleRef, Side};
@@ -152,10 +153,28 @@ impl<'a> Subject<'a> {
         self.generation.endpoints.get(&self.event.slot).filter(|state| state.id == self.event.endpoint)
     }
 
+    /// The workload whose socket, on this host, is the other end.
+    fn socket_peer(&self) -> Option<&ObjectKey> {
+        let at_socket = self.event.flags & event_flags::SOCKET != 0;
+        self.generation.endpoints.get(&self.event.tag).filter(|_| at_socket).map(|state| &state.pod)
+    }
+
+    /// What stands for a workload in the tables.
+    fn stands_for(&self, pod: &ObjectKey) -> Option<std::net::IpAddr> {
+        let address = identity(pod);
+        self.world().pods.get(pod)?.addresses.contains(&address).then_some(address)
+    }
+
     fn ends(&self) -> (Named, Named) {
         let (source, destination) = match packet::addresses(self.event) {
             Some((source, destination)) => (self.world().entity(source), self.world().entity(destination)),
             None => (Entity::World, Entity::World),
+        };
+        // Who shares the host's addresses is known by the socket.
+        let (source, destination) = match (self.event.direction(), self.socket_peer()) {
+            (_, None) => (source, destination),
+            (Direction::Egress, Some(peer)) => (source, Entity::Pod(peer.clone())),
+            (Direction::Ingress, Some(peer)) => (Entity::Pod(peer.clone()), destination),
         };
         // The interface proves who the local end is, even where the address in the packet is forged.
         let local = self.state().map(|state| Entity::Pod(state.pod.clone()));
@@ -213,13 +232,22 @@ impl<'a> Subject<'a> {
 
     /// The flow's opening packet.
     fn query(&self) -> Option<Query> {
-        let (mut source, destination) = packet::addresses(self.event)?;
+        let (mut source, mut destination) = packet::addresses(self.event)?;
         let event = self.event;
         if event.flags & event_flags::EXIT != 0 {
             // The node may have put its own address there.
             let pod = self.state().and_then(|state| self.world().pods.get(&state.pod));
             let same = |ip: &&std::net::IpAddr| ip.is_ipv4() == destination.is_ipv4();
             source = pod.and_then(|pod| pod.addresses.iter().find(same)).copied().unwrap_or(source);
+        }
+        if event.flags & event_flags::SOCKET != 0 {
+            let own = self.state().and_then(|state| self.stands_for(&state.pod));
+            let peer = self.socket_peer().and_then(|pod| self.stands_for(pod));
+            let (from, to) = match event.direction() {
+                Direction::Egress => (own, peer),
+                Direction::Ingress => (peer, own),
+            };
+            (source, destination) = (from.unwrap_or(source), to.unwrap_or(destination));
         }
         let reply = self.judged != event.direction();
         let (source, destination, port) = if reply {

@@ -122,6 +122,8 @@ pub mod endpoint_config {
     pub const SOCKETS: u16 = 32;
     /// Packets between loopback addresses are judged too (of a control group).
     pub const JUDGE_LOOPBACK: u16 = 64;
+    /// What its own node and it say to each other is allowed, as at an interface (of a control group that is a pod's).
+    pub const NODE_PASSES: u16 = 128;
 }
 
 /// The word of a host or prefix slot.

@@ -48,7 +48,7 @@ impl Evaluator {
             allow: Some(evaluation.allows()),
             ingress: Some(evaluation.ingress.allows()),
             egress: Some(evaluation.egress.allows()),
-            note: String::new(),
+            ..Seen::default()
         })
     }
 }

@@ -2,12 +2,16 @@
 
 use super::{
     evaluator::Evaluator,
+    groups::Groups,
     kernel::Kernel,
     memory::Memory,
     run::{Backend, run},
     wire::Wire,
 };
-use crate::{net::Topology, scenario::Case};
+use crate::{
+    net::Topology,
+    scenario::{self, Case},
+};
 use anyhow::Result;
 use std::{
     fmt,
@@ -31,11 +35,14 @@ pub enum Kind {
     Wire,
     /// The same behind a bridge.
     WireBridge,
+    /// Sockets in control groups of one host, under the real agent.
+    Cgroup,
 }
 
 impl Kind {
     /// Every back end.
-    pub const ALL: [Self; 5] = [Self::Evaluator, Self::Tables, Self::TestRun, Self::Wire, Self::WireBridge];
+    pub const ALL: [Self; 6] =
+        [Self::Evaluator, Self::Tables, Self::TestRun, Self::Wire, Self::WireBridge, Self::Cgroup];
 
     /// Name on the command line.
     pub const fn name(self) -> &'static str {
@@ -45,6 +52,7 @@ impl Kind {
             Self::TestRun => "testrun",
             Self::Wire => "wire",
             Self::WireBridge => "wire-bridge",
+            Self::Cgroup => "cgroup",
         }
     }
 
@@ -52,7 +60,7 @@ impl Kind {
     pub const fn needs_root(self) -> bool {
         match self {
             Self::Evaluator | Self::Tables => false,
-            Self::TestRun | Self::Wire | Self::WireBridge => true,
+            Self::TestRun | Self::Wire | Self::WireBridge | Self::Cgroup => true,
         }
     }
 
@@ -64,7 +72,16 @@ impl Kind {
             Self::TestRun => Box::new(Kernel::new()?),
             Self::Wire => Box::new(Wire::start(Topology::Ptp)?),
             Self::WireBridge => Box::new(Wire::start(Topology::Bridge)?),
+            Self::Cgroup => Box::new(Groups::start()?),
         })
+    }
+
+    /// Whether it has something to say about a scenario.
+    pub fn runs(self, case: &Case) -> bool {
+        let groups = self == Self::Cgroup;
+        case.kind != scenario::Kind::Admission
+            && (groups || case.workloads.is_none())
+            && (!groups || Groups::can_run(case))
     }
 
     /// Whether scenarios run one after another on one back end, as on a node that lives long.

@@ -218,7 +218,7 @@ impl Memory {
         let passes = self.send(places, pair, &exchange.opening())?;
         // Like a wire: it shows what the node under test enforces.
         let allow = expected.on_the_wire(&from, &to).map(|wanted| (passes == wanted) == expected.allow);
-        Ok(Seen { allow, ingress, egress, note: String::new() })
+        Ok(Seen { allow, ingress, egress, ..Seen::default() })
     }
 }
 

@@ -1,7 +1,9 @@
-//! Back ends run scenarios: the reference evaluator, the datapath in memory, the kernel's programs, real packets.
+//! Back ends run scenarios: the reference evaluator, the datapath in memory, the kernel's programs, real packets, and
+//! sockets in control groups.
 
 mod evaluator;
 mod exchange;
+mod groups;
 mod kernel;
 mod kind;
 mod memory;
@@ -11,6 +13,7 @@ mod wire;
 
 pub use evaluator::Evaluator;
 pub(crate) use evaluator::{deltas, new_world, query};
+pub use groups::Groups;
 pub use kernel::Kernel;
 pub use kind::{Kind, run_all};
 pub use memory::Memory;

@@ -3,11 +3,11 @@
 use crate::{
     net::Family,
     scenario::{
-        AgentAction, Case, Expected, Pair, Place, Port, Session, SessionExpect, SessionOpen, SessionSend,
-        SessionState, State, Translations, Transport,
+        AgentAction, Case, Expected, Pair, Place, Port, Regroup, Session, SessionExpect, SessionOpen,
+        SessionSend, SessionState, State, Translations, Transport,
     },
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use policy_engine::model::ServiceMode;
 use std::collections::BTreeMap;
 
@@ -20,6 +20,8 @@ pub struct Seen {
     pub ingress: Option<bool>,
     /// Whether the source's egress lets it pass.
     pub egress: Option<bool>,
+    /// Whether the sender was told that it may not.
+    pub told: Option<bool>,
     /// What else there is to say.
     pub note: String,
 }
@@ -53,6 +55,11 @@ pub trait Backend {
     /// Does something to the agent; back ends without a process have nothing to do.
     fn agent(&mut self, _action: AgentAction) -> Result<()> {
         Ok(())
+    }
+
+    /// Moves the processes of a workload; only back ends whose pods are control groups have such.
+    fn regroup(&mut self, _move: &Regroup) -> Result<()> {
+        bail!("pods of this back end are no control groups")
     }
 
     /// What becomes of new connections; one answer per pair. `size`: bytes of payload.
@@ -119,6 +126,9 @@ fn run_as(case: &Case, mode: ServiceMode, backend: &mut dyn Backend) -> Result<V
             backend.agent(*action).with_context(|| format!("{label}: agent {action:?}"))?;
         }
         backend.sync(&state).with_context(|| format!("{label}: sync"))?;
+        for one in step.actions.iter().filter_map(|action| action.regroup.as_ref()) {
+            backend.regroup(one).with_context(|| format!("{label}: regroup {}", one.pod))?;
+        }
         let places = places_of(&state);
         for session in &step.sessions {
             let found = use_session(session, backend, &places, &state).with_context(|| label.clone())?;
@@ -175,11 +185,14 @@ fn compare(expected: &Expected, seen: &Seen) -> Option<String> {
         (" ingress", differs(expected.ingress, seen.ingress)),
         (" egress", differs(expected.egress, seen.egress)),
     ];
+    let told = differs(expected.told, seen.told).map(|(want, _)| {
+        format!("{}: the sender is {}told that it may not", expected.pair, if want { "not " } else { "" })
+    });
     let text = |(side, (want, got)): (&str, (bool, bool))| {
         format!("{}{side}: expected {}, seen {}", expected.pair, word(want), word(got))
     };
     let found: Vec<String> =
-        checks.into_iter().filter_map(|(side, check)| Some(text((side, check?)))).collect();
+        checks.into_iter().filter_map(|(side, check)| Some(text((side, check?)))).chain(told).collect();
     let note = if seen.note.is_empty() { String::new() } else { format!(" ({})", seen.note) };
     (!found.is_empty()).then(|| found.join("; ") + &note)
 }

@@ -199,7 +199,7 @@ impl Wire {
         let (from, to) = (place(&pair.from)?, place(&pair.to)?);
         let address = |place: &Place| place.ip(pair.family).with_context(|| format!("{pair}: no address"));
         let ns = self.host_of(from)?.ns.clone();
-        Ok(Probe { ns, from: address(from)?, to: address(to)?, port: pair.port, size })
+        Ok(Probe { ns, from: address(from)?, to: address(to)?, port: pair.port, size, unconnected: false })
     }
 
     /// Asks the pairs of these numbers and writes down what became of them.

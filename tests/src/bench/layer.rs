@@ -1,12 +1,18 @@
 //! What lies between two hosts: nothing, programs that do nothing, ours, or nftables.
 
 use super::stage::{ALLOWED_PORT, Stage};
-use crate::net::{Netns, Node};
+use crate::{
+    group::ControlGroup,
+    net::{Netns, Node},
+};
 use anyhow::{Context, Result, bail};
-use aya_obj::generated::bpf_attach_type::{BPF_TCX_EGRESS, BPF_TCX_INGRESS};
+use aya_obj::generated::bpf_attach_type::{
+    BPF_CGROUP_INET_EGRESS, BPF_CGROUP_INET_INGRESS, BPF_TCX_EGRESS, BPF_TCX_INGRESS,
+};
 use policy_agent::datapath::bpf;
 use std::{
     fmt::Write,
+    fs::File,
     io::Write as _,
     net::IpAddr,
     os::fd::{AsFd, OwnedFd},
@@ -28,6 +34,10 @@ pub(super) enum Layer {
     OursFew,
     /// Ours with as many peers as the maps hold.
     OursMany,
+    /// Empty programs at the control group of both ends.
+    EmptyGroup,
+    /// Ours there, with as many peers as the maps hold.
+    OursGroup,
     /// nftables: one set of addresses and ports, without connection tracking.
     NftSet,
     /// nftables: connections that are known pass, others are looked up in the set.
@@ -35,21 +45,37 @@ pub(super) enum Layer {
 }
 
 impl Layer {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::None,
         Self::Empty,
         Self::EmptyAgain,
         Self::OursFew,
         Self::OursMany,
+        Self::EmptyGroup,
+        Self::OursGroup,
         Self::NftSet,
         Self::NftTracked,
     ];
 
+    /// The same hooks with programs that do nothing.
+    pub(super) fn empty(self) -> Self {
+        match self {
+            Self::EmptyGroup | Self::OursGroup => Self::EmptyGroup,
+            Self::None
+            | Self::Empty
+            | Self::EmptyAgain
+            | Self::OursFew
+            | Self::OursMany
+            | Self::NftSet
+            | Self::NftTracked => Self::Empty,
+        }
+    }
+
     /// Whether it lets only the allowed port through.
     pub(super) fn filters(self) -> bool {
         match self {
-            Self::None | Self::Empty | Self::EmptyAgain => false,
-            Self::OursFew | Self::OursMany | Self::NftSet | Self::NftTracked => true,
+            Self::None | Self::Empty | Self::EmptyAgain | Self::EmptyGroup => false,
+            Self::OursFew | Self::OursMany | Self::OursGroup | Self::NftSet | Self::NftTracked => true,
         }
     }
 }
@@ -65,6 +91,8 @@ pub(super) struct Layers<'a> {
     pub(super) peers: &'a [IpAddr],
     pub(super) few: Stage,
     pub(super) many: Stage,
+    /// The control group of both ends.
+    pub(super) group: &'a ControlGroup,
 }
 
 impl Layers<'_> {
@@ -80,6 +108,19 @@ impl Layers<'_> {
             }
             Layer::OursFew => ours(&self.few, self.interfaces, work),
             Layer::OursMany => ours(&self.many, self.interfaces, work),
+            Layer::EmptyGroup => {
+                let links = Links(self.attach_empty_group()?);
+                let result = work();
+                drop(links);
+                result
+            }
+            Layer::OursGroup => {
+                let (groups, id) = (&self.many.datapath.groups, self.group.id()?);
+                groups.attach(id, self.group.directory())?;
+                let result = work();
+                groups.detach(id)?;
+                result
+            }
             Layer::NftSet => nft_layer(self.node.ns(), &self.rules(false), work),
             Layer::NftTracked => nft_layer(self.node.ns(), &self.rules(true), work),
         }
@@ -95,6 +136,16 @@ impl Layers<'_> {
             }
         }
         Ok(links)
+    }
+
+    fn attach_empty_group(&self) -> Result<Vec<OwnedFd>> {
+        let program = self.many.programs.get("empty_group")?;
+        let directory = File::open(self.group.directory()).context("open the control group")?;
+        let link = |kind| bpf::attach_group(program, directory.as_fd(), kind);
+        [BPF_CGROUP_INET_INGRESS, BPF_CGROUP_INET_EGRESS]
+            .into_iter()
+            .map(|kind| link(kind).context("attach an empty program to the control group"))
+            .collect()
     }
 
     /// What the same policy is in nftables, for many peers.

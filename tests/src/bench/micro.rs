@@ -3,6 +3,7 @@
 mod run;
 
 use super::{
+    home::Home,
     meter::{Cost, Meter},
     report::{Gate, judge, table},
     stage::{ALLOWED_PORT, DENIED_PORT, Stage, peers, sizes},
@@ -23,6 +24,12 @@ const FRESH: u32 = 256;
 const POD: u16 = 1;
 /// The same pod without a map for its flows: every packet is a first one.
 const FLOWLESS_POD: u16 = 2;
+/// A control group, and the same without a map for its flows.
+const GROUP: u16 = 3;
+const FLOWLESS_GROUP: u16 = 4;
+/// What programs of control groups return for a packet that passes, and for one that does not.
+const PASS: u32 = 1;
+const DROP: u32 = 0;
 const POD4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 244, 1, 10));
 const POD6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0xfd00, 0x10, 0x244, 1, 0, 0, 0, 10));
 /// `BPF_PROG_TEST_RUN` runs on the loopback interface.
@@ -60,11 +67,17 @@ pub fn micro() -> Result<bool> {
     let mut stage = Stage::new(&Arc::new(Netns::of_this_thread()?))?;
     stage.add_pod(POD, LOOPBACK, &[POD4, POD6])?;
     stage.add_pod(FLOWLESS_POD, LOOPBACK, &[POD4, POD6])?;
-    for map in [MapId::Flows4, MapId::Flows6] {
-        stage.datapath.executor.map(map).remove(&u32::from(FLOWLESS_POD).to_ne_bytes())?;
+    let home = Home::new()?;
+    stage.add_group(GROUP, &home.group, &[POD4, POD6])?;
+    stage.add_group(FLOWLESS_GROUP, &home.group, &[POD4, POD6])?;
+    for (map, slot) in [MapId::Flows4, MapId::Flows6]
+        .into_iter()
+        .flat_map(|map| [FLOWLESS_POD, FLOWLESS_GROUP].map(|slot| (map, slot)))
+    {
+        stage.datapath.executor.map(map).remove(&u32::from(slot).to_ne_bytes())?;
     }
     println!("costs are added to those of an empty program, in {} of the kernel", meter.unit());
-    let mut runner = Runner::new(stage, meter)?;
+    let mut runner = Runner::new(stage, meter, home)?;
     let look_up = runner.hash_look_up(ROUNDS, REPEAT)?;
     println!("one look-up in a hash (HLU): {:.1} {}", look_up.time, runner.meter.unit());
     let mut gates = Vec::new();
@@ -76,7 +89,10 @@ pub fn micro() -> Result<bool> {
             runner.stage.add_peers(&peers[known..])?;
             known = peers.len();
             eprintln!("bench: {family:?}, {size} peers");
-            columns.push((size, measure(&mut runner, &cases(family, peers[size / 2]))?));
+            let peer = peers[size / 2];
+            let mut costs = measure(&mut runner, &cases(family, peer), "empty")?;
+            costs.extend(measure(&mut runner, &socket_cases(family, peer), "empty_group")?);
+            columns.push((size, costs));
         }
         show(family, &columns, look_up, runner.meter.unit());
         gates.extend(gates_of(family, &columns, look_up, runner.meter.has_counters()));
@@ -119,16 +135,50 @@ fn cases(family: Family, peer: IpAddr) -> Vec<Case> {
     ]
 }
 
+/// The programs of control groups, on the same packets.
+fn socket_cases(family: Family, peer: IpAddr) -> Vec<Case> {
+    let pod = if family == Family::V4 { POD4 } else { POD6 };
+    let to = |sport, dport, flag| tcp(peer, pod, sport, dport, flag);
+    let from = |sport, dport, flag| tcp(pod, peer, sport, dport, flag);
+    let (syn, ack) = (flags::SYN, flags::ACK);
+    let inward = Some(("cgroup_in", to(40_000, ALLOWED_PORT, syn)));
+    let outward = Some(("cgroup_out", from(41_000, 443, syn)));
+    let case = |name, program, frame, opening| Case {
+        name,
+        program,
+        slot: GROUP,
+        frame,
+        opening,
+        mode: Mode::Same,
+        verdict: PASS,
+    };
+    let first = |name, program, frame| Case { slot: FLOWLESS_GROUP, ..case(name, program, frame, None) };
+    vec![
+        case("socket, in, established", "cgroup_in", to(40_000, ALLOWED_PORT, ack), inward.clone()),
+        case("socket, out, reply", "cgroup_out", from(ALLOWED_PORT, 40_000, ack), inward),
+        case("socket, out, established", "cgroup_out", from(41_000, 443, ack), outward.clone()),
+        case("socket, in, reply", "cgroup_in", to(443, 41_000, ack), outward),
+        first("socket, in, first packet", "cgroup_in", to(42_000, ALLOWED_PORT, syn)),
+        first("socket, out, first packet", "cgroup_out", from(42_000, 443, syn)),
+        Case {
+            mode: Mode::Held,
+            verdict: DROP,
+            ..case("socket, in, denied", "cgroup_in", to(43_000, DENIED_PORT, syn), None)
+        },
+    ]
+}
+
 fn tcp(from: IpAddr, to: IpAddr, sport: u16, dport: u16, flags: u8) -> Vec<u8> {
     Ip::new(from, to).tcp(&Tcp::new(sport, dport, flags)).ethernet([2; 6], [4; 6]).bytes
 }
 
 /// The least cost of each case over that of the empty program, in rounds that take turns.
-fn measure(runner: &mut Runner, cases: &[Case]) -> Result<BTreeMap<&'static str, Cost>> {
+fn measure(runner: &mut Runner, cases: &[Case], base: &str) -> Result<BTreeMap<&'static str, Cost>> {
     for case in cases {
         runner.choose(case.slot)?;
         if let Some((program, frame)) = &case.opening {
-            ensure!(runner.run(program, frame, 1)? == NEXT, "{}: the flow cannot be opened", case.name);
+            let passes = [NEXT, PASS].contains(&runner.run(program, frame, 1)?);
+            ensure!(passes, "{}: the flow cannot be opened", case.name);
         }
         let verdict = runner.run(case.program, &case.frame, 1)?;
         ensure!(verdict == case.verdict, "{}: verdict {verdict}, not {}", case.name, case.verdict);
@@ -137,9 +187,9 @@ fn measure(runner: &mut Runner, cases: &[Case]) -> Result<BTreeMap<&'static str,
     let mut empty = [Cost::MOST; 2];
     let any = &cases[0].frame;
     for _ in 0..ROUNDS {
-        let (_, cost) = runner.timed("empty", any, REPEAT)?;
+        let (_, cost) = runner.timed(base, any, REPEAT)?;
         empty[0] = empty[0].least(cost.per(REPEAT));
-        let cost = runner.timed_singly("empty", any, FRESH)?;
+        let cost = runner.timed_singly(base, any, FRESH)?;
         empty[1] = empty[1].least(cost.per(FRESH));
         for case in cases {
             runner.choose(case.slot)?;

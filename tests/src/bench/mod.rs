@@ -4,6 +4,7 @@
 //! Costs are compared within one run, in rounds of shuffled order, and told as ratios: between machines, and between
 //! two days on one machine, nothing else can be compared.
 
+mod home;
 mod layer;
 mod meter;
 mod micro;

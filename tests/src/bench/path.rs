@@ -1,6 +1,7 @@
 //! `bench path`: what a packet costs from one pod to another through a node, with one filter after the other.
 
 use super::{
+    home::Home,
     layer::{Layer, Layers},
     meter::{Cost, Meter},
     report::{Gate, judge, median, table},
@@ -13,6 +14,8 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 const ROUNDS: u32 = 15;
 const TIME: Duration = Duration::from_millis(60);
+/// Slot of the control group of both ends.
+const GROUP: u16 = 3;
 /// Rules that nftables has: its set does not grow dearer with more, only slower to load.
 const NFT_PEERS: usize = 1_000;
 
@@ -63,8 +66,11 @@ fn rounds(
         stage.add_peers(&all[..count])?;
         Ok(stage)
     };
-    let (few, many) = (stage(fewest)?, stage(most)?);
-    let mut layers = Layers { node, interfaces, addresses, peers: &all[..NFT_PEERS], few, many };
+    let (few, mut many) = (stage(fewest)?, stage(most)?);
+    let home = Home::new()?;
+    many.add_group(GROUP, &home.group, &addresses)?;
+    let group = &home.group;
+    let mut layers = Layers { node, interfaces, addresses, peers: &all[..NFT_PEERS], few, many, group };
     let (mut costs, mut random) = (Costs::new(), Shuffle(0x9e37_79b9_7f4a_7c15));
     for round in 1..=ROUNDS {
         eprintln!("bench: {family:?}, round {round} of {ROUNDS}");
@@ -109,10 +115,10 @@ fn least(costs: &[Cost]) -> Cost {
 fn show(family: Family, costs: &Costs, exact: bool, unit: &str) {
     for work in Work::ALL {
         println!("\n{family:?}, {}:", work.name());
-        let head = ["", unit, "to no filter", "to empty TCX", "rounds: least", "most", "instructions"];
+        let head = ["", unit, "to no filter", "to empty hooks", "rounds: least", "most", "instructions"];
         let row = |layer: Layer| -> Option<Vec<String>> {
             let all = costs.get(&(layer, work))?;
-            let base = costs.get(&(Layer::Empty, work))?;
+            let base = costs.get(&(layer.empty(), work))?;
             let mut paired: Vec<f64> = all.iter().zip(base).map(|(a, b)| a.time / b.time).collect();
             paired.sort_by(f64::total_cmp);
             let to = |base| format!("{:.3}", ratio(costs, (layer, work), (base, work), exact));
@@ -122,7 +128,7 @@ fn show(family: Family, costs: &Costs, exact: bool, unit: &str) {
                 format!("{layer:?}"),
                 format!("{:.0}", least(all).time),
                 to(Layer::None),
-                to(Layer::Empty),
+                to(layer.empty()),
                 number(paired.first()),
                 number(paired.last()),
                 instructions,

@@ -1,6 +1,7 @@
 //! The product's own maps and programs, filled as a node with many peers has them.
 
 use crate::{
+    group::ControlGroup,
     net::{Family, Netns},
     pins::PinDir,
     programs::Programs,
@@ -8,7 +9,10 @@ use crate::{
 use anyhow::{Context, Result};
 use policy_agent::datapath::{Config, Datapath, Endpoint, OBJECT, load};
 use policy_common::{
-    abi::{EndpointWord, HostWord, Interval, Outcome, RuleSet, action, host_flags, limits},
+    abi::{
+        Cgroup, EndpointWord, HostWord, Interval, Outcome, RuleSet, action, endpoint_config, host_flags,
+        limits,
+    },
     family::{Family as _, V4, V6},
 };
 use policy_engine::plan::{Op, Plan};
@@ -72,6 +76,30 @@ impl Stage {
         executor.set_interface(ifindex, slot)?;
         let word = EndpointWord { epoch: 2, ingress_row: INGRESS_ROW, egress_row: EGRESS_ROW };
         self.apply(vec![Op::Endpoint { slot, word }])
+    }
+
+    /// A control group with these addresses, isolated both ways.
+    pub(super) fn add_group(&mut self, slot: u16, group: &ControlGroup, addresses: &[IpAddr]) -> Result<()> {
+        self.programs.add_sockets(&self.datapath)?;
+        let executor = &self.datapath.executor;
+        executor.create_endpoint(&Endpoint {
+            slot,
+            id: slot.into(),
+            ifindex: 0,
+            addresses: addresses.to_vec(),
+            config: endpoint_config::SOCKETS,
+            pickup: Duration::ZERO,
+        })?;
+        self.choose_group(slot, group)?;
+        let word = EndpointWord { epoch: 2, ingress_row: INGRESS_ROW, egress_row: EGRESS_ROW };
+        self.apply(vec![Op::Endpoint { slot, word }])
+    }
+
+    /// Makes this endpoint the group's.
+    pub(super) fn choose_group(&self, slot: u16, group: &ControlGroup) -> Result<()> {
+        let level = group.path().matches('/').count() as u32;
+        let value = Cgroup { slot: slot.into(), level, identity: [0; 4] };
+        Ok(self.datapath.executor.set_group(group.id()?, &value)?)
     }
 
     /// Peers that rules allow.

@@ -160,6 +160,7 @@ impl Stage {
             to: first(target)?,
             port: tcp(port),
             size: 8,
+            unconnected: false,
         })
     }
 

@@ -4,11 +4,13 @@
 //! panics, or is killed, leaves neither namespaces nor links behind.
 
 mod echo;
+mod maker;
 mod netns;
 mod node;
 mod rtnl;
 
 pub use echo::Echo;
+pub use maker::Maker;
 pub use netns::{Netns, sysctl};
 pub use node::{Attach, Host, Node, Topology};
 pub use rtnl::{Link, Rtnl};

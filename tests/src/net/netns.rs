@@ -1,10 +1,12 @@
 //! A network namespace that exists only as a descriptor of this process.
 
+use super::Maker;
+use crate::group::ControlGroup;
 use anyhow::{Context, Result};
 use std::{
     fs::File,
     io,
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     os::unix::process::CommandExt,
     panic::resume_unwind,
     process::Command,
@@ -15,6 +17,7 @@ use std::{
 #[derive(Debug)]
 pub struct Netns {
     fd: OwnedFd,
+    maker: Option<Maker>,
 }
 
 impl Netns {
@@ -38,12 +41,38 @@ impl Netns {
     /// The namespace of the calling thread.
     pub fn of_this_thread() -> Result<Self> {
         let file = File::open("/proc/thread-self/ns/net").context("open this thread's network namespace")?;
-        Ok(Self { fd: file.into() })
+        Ok(Self { fd: file.into(), maker: None })
     }
 
     /// A namespace that somebody else made, by an open file such as `/proc/PID/ns/net`.
     pub fn from_file(file: File) -> Self {
-        Self { fd: file.into() }
+        Self { fd: file.into(), maker: None }
+    }
+
+    /// The same namespace, with sockets of a control group.
+    pub fn with_sockets_of(&self, group: &ControlGroup) -> Result<Self> {
+        let fd = self.fd.try_clone().context("duplicate a namespace descriptor")?;
+        let maker = self.run(|| Maker::start(group.directory()))?;
+        Ok(Self { fd, maker: Some(maker) })
+    }
+
+    /// Who makes the sockets, if they are a control group's.
+    pub fn maker(&self) -> Option<&Maker> {
+        self.maker.as_ref()
+    }
+
+    /// A socket: of the control group if there is one, else of the calling thread, which must be inside.
+    pub fn socket(&self, domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
+        if let Some(maker) = &self.maker {
+            return maker.socket(domain, kind, protocol);
+        }
+        // SAFETY: takes numbers only; the result is checked before it is owned.
+        let fd = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a descriptor that nobody else has.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
     /// Runs `work` on a thread inside the namespace and hands back what it returns; a panic goes through.

@@ -199,6 +199,16 @@ impl Node {
         Ok(())
     }
 
+    /// Gives the node's own namespace one more address. Hosts outside reach it by their route to everything.
+    pub fn add_own(&self, ip: IpAddr) -> Result<()> {
+        self.rtnl.add_address(self.uplink, ip.into())
+    }
+
+    /// Takes it away.
+    pub fn remove_own(&self, ip: IpAddr) -> Result<()> {
+        self.rtnl.delete_address(self.uplink, ip.into())
+    }
+
     fn make_bridge(&mut self) -> Result<()> {
         self.rtnl.add_bridge(Self::BRIDGE, Self::BRIDGE_MAC)?;
         self.bridge = self.rtnl.link(Self::BRIDGE)?.index;

@@ -12,7 +12,7 @@ use crate::{
 use anyhow::{Context, Result};
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     panic::resume_unwind,
     sync::{
         Arc,
@@ -34,6 +34,8 @@ pub struct Probe {
     pub port: Port,
     /// Bytes of payload, where the protocol carries any.
     pub size: usize,
+    /// A datagram goes out by a socket that is not connected.
+    pub unconnected: bool,
 }
 
 /// What became of it.
@@ -54,6 +56,24 @@ pub enum Want {
     Answer,
     /// Silence.
     Silence,
+    /// The other end's kernel says that nobody listens.
+    Refusal,
+}
+
+impl Outcome {
+    /// Whether the sender's own kernel said that it may not.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Refused(why) if *why == refused(libc::EPERM))
+    }
+
+    /// Whether the other end's kernel said that nobody listens.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused(why) if *why == refused(libc::ECONNREFUSED))
+    }
+}
+
+fn refused(number: i32) -> String {
+    io::Error::from_raw_os_error(number).to_string()
 }
 
 /// Questions that are open at one time; keeps the number of sockets in bounds.
@@ -98,6 +118,8 @@ pub fn verdicts(probes: &[Probe], wants: &[Want]) -> Result<Vec<Outcome>> {
             let settled = match (&outcome, wants[n]) {
                 (Outcome::Answered(_), _) => true,
                 (Outcome::Silent, Want::Silence) => trusted,
+                (Outcome::Refused(_), Want::Silence) if outcome.is_forbidden() => true,
+                (Outcome::Refused(_), Want::Refusal) if outcome.is_refusal() => true,
                 (Outcome::Silent | Outcome::Refused(_), _) => false,
             };
             if settled || last {
@@ -166,9 +188,11 @@ fn begin(probe: &Probe) -> io::Result<Open> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let family = Family::of(probe.from);
-    let socket = Socket::of(probe.port.transport, family)?;
+    let socket = Socket::of(&probe.ns, probe.port.transport, family)?;
     socket.bind(probe.from, 0)?;
-    socket.connect(probe.to, probe.port.number)?;
+    if !probe.unconnected {
+        socket.connect(probe.to, probe.port.number)?;
+    }
     let mut open = Open { socket, started: Instant::now(), sent: false, token: Vec::new() };
     open.token = match probe.port.transport {
         Transport::Tcp | Transport::Udp => filled(&number.to_be_bytes(), probe.size),
@@ -184,7 +208,11 @@ fn begin(probe: &Probe) -> io::Result<Open> {
         }
     };
     if probe.port.transport != Transport::Tcp {
-        open.socket.send(&open.token)?;
+        if probe.unconnected {
+            open.socket.send_to(&open.token, SocketAddr::new(probe.to, probe.port.number), false)?;
+        } else {
+            open.socket.send(&open.token)?;
+        }
         open.sent = true;
     }
     Ok(open)
@@ -258,6 +286,7 @@ mod tests {
             to: *to_ip,
             port: port.parse().unwrap(),
             size,
+            unconnected: false,
         };
         pairs.flat_map(|pair| ports.iter().map(move |port| one(pair, port))).collect()
     }

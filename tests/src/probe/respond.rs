@@ -19,6 +19,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 /// First byte of a question in a protocol without ports, and of its answer.
@@ -91,7 +92,7 @@ impl Responder {
             return Ok(());
         }
         let opened = ns.run(|| -> Result<Vec<_>> {
-            new.iter().map(|(ip, port)| Ok((*ip, *port, open(*ip, *port)?))).collect()
+            new.iter().map(|(ip, port)| Ok((*ip, *port, open(ns, *ip, *port)?))).collect()
         });
         let mut served = self.shared.lock();
         for (ip, port, (socket, role)) in opened.with_context(|| format!("listen for {name}"))? {
@@ -204,10 +205,10 @@ fn raw_answer(port: Port, payload: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-fn open(ip: IpAddr, port: Port) -> Result<(Socket, Role)> {
+fn open(ns: &Netns, ip: IpAddr, port: Port) -> Result<(Socket, Role)> {
     let family = Family::of(ip);
     let work = || -> io::Result<(Socket, Role)> {
-        let socket = Socket::of(port.transport, family)?;
+        let socket = Socket::of(ns, port.transport, family)?;
         socket.reuse()?;
         let role = match port.transport {
             Transport::Tcp => Role::Listener,
@@ -215,7 +216,14 @@ fn open(ip: IpAddr, port: Port) -> Result<(Socket, Role)> {
             Transport::Sctp | Transport::Icmp | Transport::Other(_) => Role::Raw(port, family),
         };
         let number = if matches!(role, Role::Raw(_, _)) { 0 } else { port.number };
-        socket.bind(ip, number)?;
+        // A child of this process has what was closed here open until it is another program.
+        let end = Instant::now() + Duration::from_secs(2);
+        while let Err(error) = socket.bind(ip, number) {
+            if error.kind() != io::ErrorKind::AddrInUse || Instant::now() > end {
+                return Err(error);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
         if matches!(role, Role::Listener) {
             socket.listen()?;
         }

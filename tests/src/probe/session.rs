@@ -28,7 +28,7 @@ impl Link {
             probe.port
         );
         let socket = probe.ns.run(|| -> io::Result<Socket> {
-            let socket = Socket::of(transport, Family::of(probe.from))?;
+            let socket = Socket::of(&probe.ns, transport, Family::of(probe.from))?;
             socket.bind(probe.from, 0)?;
             socket.connect(probe.to, probe.port.number)?;
             Ok(socket)
@@ -65,6 +65,8 @@ impl Link {
                 self.sent += length as u64;
                 Ok(true)
             }
+            // Dropped at the sender's own socket: a datagram that is gone, like any other.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(true),
             // Not connected yet, or the send buffer is full.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOTCONN)) => Ok(false),
             Err(error) => Err(error).context("send in a session"),

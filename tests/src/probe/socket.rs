@@ -1,6 +1,9 @@
 //! Non-blocking sockets of every kind that probes use.
 
-use crate::{net::Family, scenario::Transport};
+use crate::{
+    net::{Family, Netns},
+    scenario::Transport,
+};
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -15,27 +18,20 @@ pub(super) struct Socket {
 
 impl Socket {
     /// The socket that carries `transport` between addresses of `family`; raw where the kernel has no protocol for it.
-    pub(super) fn of(transport: Transport, family: Family) -> io::Result<Self> {
+    /// The calling thread is in the namespace.
+    pub(super) fn of(ns: &Netns, transport: Transport, family: Family) -> io::Result<Self> {
         let number = i32::from(transport.number(family));
-        match transport {
-            Transport::Tcp => Self::new(family, libc::SOCK_STREAM, 0),
-            Transport::Udp => Self::new(family, libc::SOCK_DGRAM, 0),
-            Transport::Icmp => Self::new(family, libc::SOCK_DGRAM, number),
-            Transport::Sctp | Transport::Other(_) => Self::new(family, libc::SOCK_RAW, number),
-        }
-    }
-
-    fn new(family: Family, kind: i32, protocol: i32) -> io::Result<Self> {
+        let (kind, protocol) = match transport {
+            Transport::Tcp => (libc::SOCK_STREAM, 0),
+            Transport::Udp => (libc::SOCK_DGRAM, 0),
+            Transport::Icmp => (libc::SOCK_DGRAM, number),
+            Transport::Sctp | Transport::Other(_) => (libc::SOCK_RAW, number),
+        };
         let domain = match family {
             Family::V4 => libc::AF_INET,
             Family::V6 => libc::AF_INET6,
         };
-        let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-        // SAFETY: takes numbers only; the result is checked before it is owned.
-        let fd = unsafe { libc::socket(domain, kind | flags, protocol) };
-        check(fd)?;
-        // SAFETY: a descriptor that nobody else has.
-        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+        Ok(Self { fd: ns.socket(domain, kind | libc::SOCK_NONBLOCK, protocol)? })
     }
 
     pub(super) fn reuse(&self) -> io::Result<()> {

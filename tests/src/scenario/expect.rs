@@ -4,7 +4,7 @@ use super::{
     Port,
     schema::Case,
     state::{Place, State, Where},
-    step::{Expect, Rule, Side},
+    step::{Answer, Expect, Rule, Side},
 };
 use crate::net::Family;
 use anyhow::{Context, Result, bail, ensure};
@@ -40,6 +40,19 @@ pub struct Expected {
     pub ingress: Option<bool>,
     /// Whether the source's egress lets it pass, where the file says so or the verdict implies it.
     pub egress: Option<bool>,
+    /// Whether the sender is told of a denial, where the file says so.
+    pub told: Option<bool>,
+    /// How it is asked.
+    pub how: How,
+}
+
+/// How a pair is asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct How {
+    /// Who answers.
+    pub answer: Answer,
+    /// By sockets that are not connected.
+    pub unconnected: bool,
 }
 
 impl Expected {
@@ -49,7 +62,7 @@ impl Expected {
         let base = expect.default.or(case.defaults.verdict).unwrap_or(Side::Allow);
         let mut cells: BTreeMap<Pair, Cell> = BTreeMap::new();
         for pair in pairs(&places, &expect.ports, state, |from, to| from.in_tables && to.in_tables) {
-            cells.insert(pair, Cell { verdict: base, ingress: None, egress: None });
+            cells.insert(pair, Cell { verdict: base, ingress: None, egress: None, told: None });
         }
         for (n, rule) in expect.rules.iter().enumerate() {
             add_rule(&mut cells, rule, &places, expect, state)
@@ -59,14 +72,20 @@ impl Expected {
             add_matrix(&mut cells, port, text, state).with_context(|| format!("expect.matrix.{port}"))?;
         }
         let kept = cells.into_iter().filter(|(_, cell)| cell.verdict != Side::Skip);
-        kept.map(|(pair, cell)| cell.finish(pair)).collect()
+        let how = How { answer: expect.answer, unconnected: expect.unconnected };
+        kept.map(|(pair, cell)| cell.finish(pair, how)).collect()
+    }
+
+    /// A pair that passes.
+    pub fn open(pair: Pair) -> Expected {
+        let sides = Some(true);
+        Expected { pair, allow: true, ingress: sides, egress: sides, told: None, how: How::default() }
     }
 
     /// A table in which every pair of the state passes: what holds while there is no policy.
     pub fn all_open(ports: &[Port], state: &State) -> Vec<Expected> {
-        let expected = |pair| Expected { pair, allow: true, ingress: Some(true), egress: Some(true) };
         let open = pairs(&state.places(), ports, state, |from, to| from.in_tables && to.in_tables);
-        open.into_iter().map(expected).collect()
+        open.into_iter().map(Self::open).collect()
     }
 
     /// What a wire shows of it, where only pods of the node under test are enforced; `None` if it shows nothing.
@@ -85,10 +104,11 @@ struct Cell {
     verdict: Side,
     ingress: Option<Side>,
     egress: Option<Side>,
+    told: Option<bool>,
 }
 
 impl Cell {
-    fn finish(self, pair: Pair) -> Result<Expected> {
+    fn finish(self, pair: Pair, how: How) -> Result<Expected> {
         let known = |side: Option<Side>| match side {
             Some(Side::Allow) => Some(true),
             Some(Side::Deny) => Some(false),
@@ -102,13 +122,14 @@ impl Cell {
             ingress == Some(true) && egress == Some(true)
         };
         ensure!(!contradicts, "{pair}: the verdict contradicts its sides");
+        ensure!(!allow || self.told.is_none(), "{pair}: nobody is told of what passes");
         let (ingress, egress) = match (allow, ingress, egress) {
             (true, _, _) => (Some(true), Some(true)),
             (false, Some(true), None) => (Some(true), Some(false)),
             (false, None, Some(true)) => (Some(false), Some(true)),
             (false, ingress, egress) => (ingress, egress),
         };
-        Ok(Expected { pair, allow, ingress, egress })
+        Ok(Expected { pair, allow, ingress, egress, told: self.told, how })
     }
 }
 
@@ -160,7 +181,9 @@ fn add_rule(
         let fits = (rule.ports.is_empty() || rule.ports.contains(&pair.port))
             && rule.family.is_none_or(|family| family == pair.family);
         if fits {
-            cells.insert(pair, Cell { verdict: rule.verdict, ingress: rule.ingress, egress: rule.egress });
+            let cell =
+                Cell { verdict: rule.verdict, ingress: rule.ingress, egress: rule.egress, told: rule.told };
+            cells.insert(pair, cell);
             used = true;
         }
     }
@@ -200,7 +223,7 @@ fn add_matrix(cells: &mut BTreeMap<Pair, Cell>, port: &str, text: &str, state: &
                 let pair = Pair { from: (*from).to_owned(), to: (*to).to_owned(), port, family };
                 let known = cells.contains_key(&pair) || from == to;
                 ensure!(known, "{pair}: not a pair of this table");
-                cells.insert(pair, Cell { verdict, ingress: None, egress: None });
+                cells.insert(pair, Cell { verdict, ingress: None, egress: None, told: None });
             }
         }
     }

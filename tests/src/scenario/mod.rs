@@ -12,14 +12,14 @@ mod state;
 mod step;
 mod template;
 
-pub use expect::{Expected, Pair};
+pub use expect::{Expected, How, Pair};
 pub use port::{Port, Transport};
-pub use schema::{Admission, Case, Container, Kind, PodSpec, Services};
+pub use schema::{Admission, Case, Container, Kind, Loopback, PodSpec, Services, Workloads};
 pub use services::{Translation, Translations};
 pub use state::{Place, State, Where};
 pub use step::{
-    Action, AgentAction, Dir, Expect, Level, PodAction, Session, SessionExpect, SessionOpen, SessionSend,
-    SessionState, Side, Step,
+    Action, AgentAction, Answer, Dir, Expect, Level, PodAction, Regroup, Session, SessionExpect, SessionOpen,
+    SessionSend, SessionState, Side, Step,
 };
 
 use anyhow::{Context, Result, ensure};

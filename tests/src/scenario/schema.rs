@@ -39,6 +39,10 @@ pub struct Case {
     /// How the node judges what pods send to Services.
     #[serde(default)]
     pub services: Services,
+    /// The pods of the node under test are control groups, and the file is about what differs for those: only the back
+    /// end `cgroup` runs it.
+    #[serde(default)]
+    pub workloads: Option<Workloads>,
     /// What holds unless a step says otherwise.
     #[serde(default)]
     pub defaults: Defaults,
@@ -62,6 +66,8 @@ impl Case {
             let says = step.expect.is_some() || !step.sessions.is_empty();
             ensure!(says, "steps[{n}]: neither expect nor sessions");
             for (m, action) in step.actions.iter().enumerate() {
+                let group = action.regroup.is_none() || self.workloads.is_some();
+                ensure!(group, "steps[{n}].actions[{m}].regroup: only a file about workloads has groups");
                 ensure!(action.count() == 1, "steps[{n}].actions[{m}]: exactly one action is wanted");
             }
             for (m, session) in step.sessions.iter().enumerate() {
@@ -111,6 +117,26 @@ impl Services {
             Self::Both => &[ServiceMode::Tag, ServiceMode::Backends],
         }
     }
+}
+
+/// Settings of an agent whose pods are control groups.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workloads {
+    /// What becomes of packets between loopback addresses.
+    #[serde(default)]
+    pub loopback: Loopback,
+}
+
+/// What becomes of packets between loopback addresses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Loopback {
+    /// They pass.
+    #[default]
+    Exempt,
+    /// They are judged.
+    Judge,
 }
 
 /// Origin of an expectation.

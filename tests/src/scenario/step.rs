@@ -46,6 +46,9 @@ pub struct Action {
     /// Does something to the agent.
     #[serde(default)]
     pub agent: Option<AgentAction>,
+    /// Moves the processes of a workload into the control group of another one; their sockets stay where they were made.
+    #[serde(default)]
+    pub regroup: Option<Regroup>,
 }
 
 impl Action {
@@ -57,11 +60,22 @@ impl Action {
             self.set_labels.is_some(),
             self.pod.is_some(),
             self.agent.is_some(),
+            self.regroup.is_some(),
         ]
         .into_iter()
         .filter(|set| *set)
         .count()
     }
+}
+
+/// Processes that move.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Regroup {
+    /// Workload whose processes they are, as `namespace/name`.
+    pub pod: String,
+    /// Workload into whose group they go.
+    pub into: String,
 }
 
 /// Names an object.
@@ -156,6 +170,12 @@ pub struct Expect {
     pub default: Option<Side>,
     /// Protocols and ports that the table covers.
     pub ports: Vec<Port>,
+    /// Who answers an opening.
+    #[serde(default)]
+    pub answer: Answer,
+    /// Datagrams go out by sockets that are not connected.
+    #[serde(default)]
+    pub unconnected: bool,
     /// Bytes of payload per probe; more than a link carries makes fragments. Small if absent.
     #[serde(default)]
     pub size: Option<usize>,
@@ -165,6 +185,17 @@ pub struct Expect {
     /// The same as blocks of text: `.` allow, `X` deny, `-` skip.
     #[serde(default)]
     pub matrix: BTreeMap<String, String>,
+}
+
+/// Who answers an opening.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    /// Somebody who listens.
+    #[default]
+    Service,
+    /// Nobody listens: what passes is refused by the kernel of the other end.
+    Refusal,
 }
 
 /// How binding an expectation is.
@@ -214,6 +245,9 @@ pub struct Rule {
     /// Verdict of the source's egress alone.
     #[serde(default)]
     pub egress: Option<Side>,
+    /// Whether the sender is told of the denial by an error.
+    #[serde(default)]
+    pub told: Option<bool>,
 }
 
 /// A pattern or a list of them.

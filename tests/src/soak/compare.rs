@@ -3,7 +3,7 @@
 use crate::{
     backend::{Backend, Kernel, Memory, Objects, Places, deltas, new_world, query},
     net::Family,
-    scenario::{Case, Expected, Pair, Place, Port, State, Transport, Where},
+    scenario::{Case, Expected, How, Pair, Place, Port, State, Transport, Where},
 };
 use anyhow::Result;
 use policy_common::abi::Direction;
@@ -279,6 +279,8 @@ fn judged(from: &Place, to: &Place, port: Port, family: Family, world: &World) -
         allow: evaluation.allows(),
         ingress: Some(evaluation.ingress.allows()),
         egress: Some(evaluation.egress.allows()),
+        told: None,
+        how: How::default(),
     })
 }
 

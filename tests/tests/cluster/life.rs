@@ -51,6 +51,7 @@ pub(crate) fn rolled(cluster: &Cluster) -> Result<()> {
             to: server.ips[0],
             port,
             size: 8,
+            unconnected: false,
         })
         .collect();
     let right = |outcomes: &[Outcome]| {

@@ -151,6 +151,7 @@ fn agree(
             to: *to,
             port: *port,
             size: 8,
+            unconnected: false,
         })
         .collect();
     let wants: Vec<Want> =

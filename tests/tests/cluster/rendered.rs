@@ -28,6 +28,7 @@ pub(crate) fn alike() -> Result<()> {
     same(&kustomize("overlays/kind")?, &helm(&["--set", "image.pullPolicy=Never"])?)?;
     same(&kustomize("overlays/old-kernels")?, &helm(&["--set", "extraCapabilities={SYS_RESOURCE}"])?)?;
     same(&kustomize("overlays/services")?, &helm(&["--set", "services=auto"])?)?;
+    same(&kustomize("overlays/cgroup")?, &helm(&["--set", "unhookable=cgroup"])?)?;
     ensure!(
         helm(&["--set", "metrics.podMonitor=true,priorityQuota=true"])?.len() == base.len() + 2,
         "two more"

@@ -22,6 +22,7 @@ fn killed_at_any_moment_nothing_leaks_and_nothing_that_is_allowed_is_lost() {
         to: lab.ip("x/a", Family::V6).unwrap(),
         port: "TCP/80".parse().unwrap(),
         size: 8,
+        unconnected: false,
     };
     let mut connection = Link::open(&probe, Duration::from_secs(5)).unwrap().expect("it opens");
     let streams = streams(&lab);

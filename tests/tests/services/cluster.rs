@@ -118,7 +118,7 @@ impl Cluster {
         let family = Family::of(to);
         let ns = self.lab.host(from).unwrap().ns.clone();
         let own = self.lab.ip(from, family).unwrap();
-        Probe { ns, from: own, to, port: port.parse().unwrap(), size: 8 }
+        Probe { ns, from: own, to, port: port.parse().unwrap(), size: 8, unconnected: false }
     }
 
     pub(crate) fn check(&self, from: &str, to: impl Fn(Family) -> IpAddr, port: &str, should: Should) {

@@ -33,6 +33,24 @@ const PROGRAMS: &[Program] = &[
         scopes: &[Scope::Test, Scope::Bench],
     },
     Program {
+        name: "nginx",
+        package: "nginx",
+        why: "tests isolate it by the shipped example",
+        scopes: &[Scope::Test],
+    },
+    Program {
+        name: "psql",
+        package: "postgresql",
+        why: "tests isolate it by the shipped example",
+        scopes: &[Scope::Test],
+    },
+    Program {
+        name: "setpriv",
+        package: "util-linux",
+        why: "tests run PostgreSQL as its own user",
+        scopes: &[Scope::Test],
+    },
+    Program {
         name: "iptables",
         package: "iptables",
         why: "benchmarks compare with it",

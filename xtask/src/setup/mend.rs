@@ -1,8 +1,8 @@
 //! Bringing what is missing: packages through apt, the rest by the commands a user would type.
 
-use std::process::Stdio;
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Stdio};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{Archive, Mend, Missing, apt};
 use crate::command;
@@ -33,6 +33,7 @@ pub(super) fn all(missing: &[Missing]) -> Result<()> {
     packages.dedup();
     if !packages.is_empty() {
         eprintln!("setup: installing {}", packages.join(" "));
+        let _quiet = NoStarts::new()?;
         // Its stdout is a line per package and step; errors are on stderr.
         let mut install = apt::get();
         install.args(["-qq", "install", "-y", "--no-install-recommends"]).args(&packages);
@@ -51,6 +52,36 @@ pub(super) fn all(missing: &[Missing]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// While this lives, packages that bring a service do not start it: tests run such programs themselves.
+struct NoStarts {
+    made: bool,
+}
+
+impl NoStarts {
+    const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+    fn new() -> Result<Self> {
+        // Whoever has one has decided.
+        let made = !Path::new(Self::POLICY).exists();
+        if made {
+            fs::write(Self::POLICY, "#!/bin/sh\nexit 101\n")
+                .and_then(|()| fs::set_permissions(Self::POLICY, fs::Permissions::from_mode(0o755)))
+                .with_context(|| format!("cannot write {}", Self::POLICY))?;
+        }
+        Ok(Self { made })
+    }
+}
+
+impl Drop for NoStarts {
+    fn drop(&mut self) {
+        if self.made
+            && let Err(error) = fs::remove_file(Self::POLICY)
+        {
+            eprintln!("setup: cannot remove {}: {error}", Self::POLICY);
+        }
+    }
 }
 
 fn shell(line: &str) -> Result<()> {

@@ -11,6 +11,7 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 
 use super::atoms::{AtomId, Atoms};
+use crate::address::IDENTITIES;
 use crate::model::Node;
 
 /// Prefixes and the atoms of the addresses for which they are the longest.
@@ -94,9 +95,17 @@ struct Walk {
 
 impl Walk {
     fn add(&mut self, atom: AtomId, cidr: IpNet, except: &[IpNet]) {
+        // No block is about what stands for a workload and is on no wire.
+        let identities = IpNet::V6(IDENTITIES);
+        if identities.contains(&cidr) {
+            return;
+        }
         let block = self.blocks.len();
         self.blocks.push(Block { atom, inside: false, excepts: 0 });
         self.events.entry(cidr).or_default().push((block, Edge::Block));
+        if cidr.contains(&identities) {
+            self.events.entry(identities).or_default().push((block, Edge::Except));
+        }
         for prefix in except {
             self.events.entry(*prefix).or_default().push((block, Edge::Except));
         }
@@ -225,5 +234,21 @@ mod tests {
         assert_eq!(at("2001:db8:1::1"), Vec::<AtomId>::new());
         assert_eq!(at("2001:db8:2::"), [2]);
         assert_eq!(at("2001:db9::"), Vec::<AtomId>::new());
+    }
+
+    #[test]
+    fn no_block_is_about_what_stands_for_a_workload() {
+        let mut atoms = Atoms::default();
+        let namespace: Arc<str> = "x".into();
+        let peers = ["::/0", "100::/8", "100::/64", "100::7/128"].map(|cidr| block(cidr, &[])).to_vec();
+        let Target::Atom(id) = atoms.target(&namespace, &Peers::Any(peers)) else { panic!() };
+        let blocks = Blocks::new(&atoms, &[id], &OrdMap::new());
+        let at = |a: &str| blocks.signatures[blocks.at(a.parse().unwrap()) as usize].clone();
+        for (address, inside) in [("100::", false), ("100::7", false), ("100:0:0:1::", true), ("ff::", true)]
+        {
+            assert_eq!(!at(address).is_empty(), inside, "{address}");
+        }
+        let prefix = blocks.prefixes.iter().find(|(prefix, _)| *prefix == IpNet::V6(IDENTITIES));
+        assert_eq!(prefix.map(|(_, signature)| *signature), Some(0), "the kernel's table says so too");
     }
 }

@@ -1,6 +1,7 @@
 //! Running programs on packets by BPF_PROG_TEST_RUN, measured.
 
 use super::super::{
+    home::Home,
     meter::{Cost, Meter},
     stage::{Stage, UPLINK},
 };
@@ -29,15 +30,19 @@ pub(super) struct Runner {
     /// The meter of this thread.
     pub(super) meter: Meter,
     source_port: u16,
+    home: Home,
 }
 
 impl Runner {
-    pub(super) fn new(stage: Stage, meter: Meter) -> Result<Self> {
-        Ok(Self { stage, meter, source_port: 0 })
+    pub(super) fn new(stage: Stage, meter: Meter, home: Home) -> Result<Self> {
+        Ok(Self { stage, meter, source_port: 0, home })
     }
 
-    /// Makes this endpoint the one behind the interface.
+    /// Makes this endpoint the one behind the interface, or this process's control group.
     pub(super) fn choose(&self, slot: u16) -> Result<()> {
+        if [super::GROUP, super::FLOWLESS_GROUP].contains(&slot) {
+            return self.stage.choose_group(slot, &self.home.group);
+        }
         Ok(self.stage.datapath.executor.set_interface(super::LOOPBACK, slot)?)
     }
 
