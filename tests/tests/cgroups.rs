@@ -2,9 +2,11 @@
 //! share its addresses, and whoever is outside.
 #![expect(clippy::unwrap_used, reason = "a helper of a test that fails is a failed test")]
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{IpAddr, TcpStream, UdpSocket};
+use std::net::{TcpStream, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -339,8 +341,6 @@ fn what_cannot_be_hooked_is_told_and_nothing_stays_attached() {
     let links = std::fs::read_dir(setup.agent.bpffs().join("links")).unwrap();
     let groups = links.flatten().filter(|link| link.file_name().to_string_lossy().starts_with("group-"));
     assert_eq!(groups.count(), 0);
-    let address: IpAddr = setup.address.parse().unwrap();
-    assert!(address.is_ipv4());
 }
 
 /// Whoever starts the agent here has taken every mount of the hierarchy away.
@@ -438,37 +438,63 @@ fn what_somebody_else_changed_about_groups_is_found_and_put_right() {
 
 #[test]
 fn drops_between_services_of_a_host_name_both() {
+    type Fits = fn(&Value) -> bool;
     let setup = Setup::started(&[], POLICIES);
     let mut monitor = setup.agent.ctl_child(["monitor", "--output", "json"]).unwrap();
-    let heard = monitor.stdout.take().unwrap();
+    let heard = BufReader::new(monitor.stdout.take().unwrap());
     let _listener = setup.db.listener(&setup.host, "0.0.0.0:5432").unwrap();
-    let mut lines = BufReader::new(heard).lines();
-    let mut told = |from: &str| {
-        // The stream may begin after the first packet.
-        let end = Instant::now() + PATIENCE;
-        loop {
-            if from == "other" {
-                assert!(!connects(&setup.other, &setup.host, &setup.at(5432), TRY));
-            } else {
-                assert!(!stranger(&setup.host, &setup.at(5432), 400));
+    // The stream may begin after the first packets, so there are always more.
+    let ended = AtomicBool::new(false);
+    let wanted: [(&str, Fits); 3] = [
+        ("a service to another", |f| {
+            f["source"]["pod_name"] == "other" && f["destination"]["pod_name"] == "db"
+        }),
+        ("a stranger to a service", |f| {
+            f["source"]["labels"].to_string().contains("reserved:host")
+                && f["destination"]["pod_name"] == "db"
+        }),
+        ("a service to a stranger", |f| f["source"]["pod_name"] == "web"),
+    ];
+    let mut found = BTreeMap::new();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let end = Instant::now() + PATIENCE;
+            while !ended.load(Ordering::Relaxed) && Instant::now() < end {
+                assert!(!connects(&setup.other, &setup.host, &setup.at(5432), TRY / 4));
+                assert!(!stranger(&setup.host, &setup.at(5432), 100));
+                let out = setup.web.udp(&setup.host, "0.0.0.0:0").unwrap();
+                assert_eq!(out.send_to(b"x", setup.at(9)).unwrap_err().kind(), ErrorKind::PermissionDenied);
             }
-            let line = lines.next().unwrap().unwrap();
-            let flow: Value = serde_json::from_str(&line).unwrap();
+            monitor.kill().unwrap();
+            monitor.wait().unwrap();
+        });
+        for line in heard.lines() {
+            let flow: Value = serde_json::from_str(&line.unwrap()).unwrap();
             let flow = flow.get("flow").unwrap_or(&flow).clone();
-            let source = flow["source"]["pod_name"].as_str().unwrap_or_default().to_owned();
-            if flow["destination"]["pod_name"] == "db" && (source == "other") == (from == "other") {
-                return flow;
-            }
-            assert!(Instant::now() < end, "{flow:#}");
+            let fits = wanted.iter().filter(|(_, fits)| fits(&flow));
+            found.extend(fits.map(|(what, _)| (*what, flow.clone())));
+            ended.store(found.len() == wanted.len(), Ordering::Relaxed);
         }
-    };
-    let flow = told("other");
-    assert_eq!(flow["source"]["namespace"], "shop", "{flow:#}");
-    assert!(flow["ingress_denied_by"].to_string().contains("\"db\""), "{flow:#}");
-    // What the evaluator says of it is what happened.
-    assert!(!flow.to_string().contains("evaluator"), "{flow:#}");
-    let flow = told("stranger");
-    assert!(flow["source"]["labels"].to_string().contains("reserved:host"), "{flow:#}");
-    monitor.kill().unwrap();
-    monitor.wait().unwrap();
+    });
+    for (what, denied_by) in wanted.map(|(what, _)| what).into_iter().zip(["\"db\"", "\"db\"", "\"web\""]) {
+        let flow = found.get(what).unwrap_or_else(|| panic!("nothing is told of {what}"));
+        let policies = format!("{}{}", flow["ingress_denied_by"], flow["egress_denied_by"]);
+        // The evaluator finds what happened.
+        assert!(policies.contains(denied_by) && !flow.to_string().contains("evaluator"), "{what}: {flow:#}");
+    }
+}
+
+#[test]
+fn settings_of_the_next_agent_reach_workloads_that_it_takes_over() {
+    let mut setup = Setup::started(&[], POLICIES);
+    let to = "127.0.0.1:5432";
+    let _listener = setup.db.listener(&setup.host, to).unwrap();
+    assert!(stranger(&setup.host, to, 10_000), "exempt");
+    for (arguments, passes) in [(&["--loopback", "judge"][..], false), (&[], true)] {
+        setup.agent.kill().unwrap();
+        setup.agent.set_arguments(arguments);
+        setup.agent.start().unwrap();
+        setup.agent.wait().unwrap();
+        assert_eq!(stranger(&setup.host, to, if passes { 10_000 } else { 300 }), passes, "{arguments:?}");
+    }
 }

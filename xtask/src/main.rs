@@ -69,7 +69,7 @@ const TASKS: &[Task] = &[
     Task {
         name: "scenarios",
         args: "[--only RE] [--backend B]... [--file F]... [--output table|json]",
-        about: "truth tables on evaluator, tables, testrun, wire, wire-bridge; all that this user may run",
+        about: "truth tables on evaluator, tables, testrun, wire, wire-bridge, cgroup; all that this user may run",
         run: scenarios::task,
     },
     Task {

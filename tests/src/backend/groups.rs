@@ -330,7 +330,11 @@ impl Backend for Groups {
     }
 
     fn probe(&mut self, places: &Places, pairs: &[Expected], size: Option<usize>) -> Result<Vec<Seen>> {
-        let serves = |expected: &&Expected| expected.how.answer == Answer::Service;
+        let shown = |expected: &Expected| {
+            let ends = places.get(&expected.pair.from).zip(places.get(&expected.pair.to));
+            ends.is_some_and(|(from, to)| self.shows(expected, from, to).is_some())
+        };
+        let serves = |e: &&Expected| e.how.answer == Answer::Service && shown(e);
         self.listen(places, pairs.iter().filter(serves).map(|expected| &expected.pair))?;
         let mut seen = vec![Seen::default(); pairs.len()];
         for group in in_order(pairs) {
