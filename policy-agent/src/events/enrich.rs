@@ -15,6 +15,7 @@ use policy_engine::oracle;
 use policy_engine::verdict::{Evaluation, Query, RuleRef, Side};
 use policy_engine::world::{Entity, World};
 
+use crate::events::bare::{bare, traffic_direction};
 use crate::events::clock::{Clock, Now};
 use crate::events::details::{Details, NearestText, RuleText};
 use crate::events::history::{EndpointState, Found, Generation, History};
@@ -323,39 +324,6 @@ impl<'a> Subject<'a> {
             (Peers::All, Ports::Any(_)) => 3,
             (Peers::All, Ports::All) => 4,
         }
-    }
-}
-
-/// What a record says without any world.
-fn bare(event: &Event) -> flow::Flow {
-    let reason = event.reason();
-    let (verdict, drop) = if reason.passes() {
-        (flow::Verdict::Forwarded, flow::DropReason::Unknown)
-    } else {
-        (flow::Verdict::Dropped, drop_reason(reason))
-    };
-    let details = Details { reason: reason.name().to_owned(), length: event.length, ..Details::default() };
-    flow::Flow {
-        verdict: verdict.into(),
-        drop_reason: drop as u32,
-        drop_reason_desc: drop.into(),
-        ip: packet::ip(event),
-        l4: packet::layer4(event),
-        r#type: flow::FlowType::L3L4.into(),
-        traffic_direction: traffic_direction(event.direction()).into(),
-        is_reply: (event.opener != 0).then_some(event.opener != event.direction),
-        interface: Some(flow::NetworkInterface { index: event.ifindex, name: String::new() }),
-        summary: packet::summary(event),
-        policy_log: vec![reason.help().to_owned()],
-        extensions: Some(details.to_any()),
-        ..flow::Flow::default()
-    }
-}
-
-fn traffic_direction(direction: Direction) -> flow::TrafficDirection {
-    match direction {
-        Direction::Ingress => flow::TrafficDirection::Ingress,
-        Direction::Egress => flow::TrafficDirection::Egress,
     }
 }
 

@@ -5,6 +5,7 @@
 //!                                                                                   └-> subscribers (live)
 //! ```
 
+mod bare;
 pub mod bus;
 pub mod clock;
 pub mod details;
