@@ -22,6 +22,8 @@ pub struct Options {
     pub users: Vec<String>,
     /// Further flags of kube-apiserver.
     pub flags: Vec<String>,
+    /// With a current etcd, which lets the server stream lists, in place of an old one, which does not.
+    pub streaming: bool,
 }
 
 /// A running API server, empty at first. It listens on a loopback address of its own, so several may run side by side
@@ -63,7 +65,7 @@ impl ApiServer {
         let port = 10_000 + 10 * (number % 2_000);
         let dir = tempfile::Builder::new().prefix("policy-kube-").tempdir().context("make a folder")?;
         let etcd_url = format!("http://{address}:{port}");
-        let mut etcd = Process::start("etcd", dir.path(), etcd(dir.path(), address, port)?)?;
+        let mut etcd = Process::start("etcd", dir.path(), etcd(&options, dir.path(), address, port)?)?;
         let health = format!("{etcd_url}/health");
         etcd.until(PATIENCE, || curl(&["--fail", &health]).is_ok())?;
         write_keys(dir.path(), &options.users)?;
@@ -238,8 +240,8 @@ impl Drop for ApiServer {
     }
 }
 
-fn etcd(dir: &Path, address: Ipv4Addr, port: u16) -> Result<Command> {
-    let mut command = Command::new(program("etcd")?);
+fn etcd(options: &Options, dir: &Path, address: Ipv4Addr, port: u16) -> Result<Command> {
+    let mut command = Command::new(program(if options.streaming { "etcd-current" } else { "etcd" })?);
     let client = format!("http://{address}:{port}");
     let peer = format!("http://{address}:{}", port + 1);
     command

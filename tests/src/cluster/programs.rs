@@ -14,7 +14,7 @@ pub fn version() -> &'static str {
 /// It is not there.
 pub fn program(name: &str) -> Result<PathBuf> {
     let path = folder().join(name);
-    let set = if matches!(name, "etcd" | "kube-apiserver") { "--kube" } else { "--cluster" };
+    let set = if matches!(name, "etcd" | "etcd-current" | "kube-apiserver") { "--kube" } else { "--cluster" };
     ensure!(path.is_file(), "{} is missing\nhint: cargo xtask setup {set}", path.display());
     Ok(path)
 }

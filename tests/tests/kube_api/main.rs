@@ -5,6 +5,7 @@ mod away;
 mod changes;
 mod churn;
 mod crd;
+mod lists;
 mod notices;
 mod outage;
 mod refused;

@@ -43,11 +43,16 @@ impl Setup {
 
     /// With further flags of the API server.
     pub(crate) fn with(flags: &[&str]) -> Self {
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Self::on(Options { flags, ..Options::default() })
+    }
+
+    /// With such an API server.
+    pub(crate) fn on(options: Options) -> Self {
         let mut node = Node::new(Topology::Ptp).unwrap();
         let a = node.add("a", Attach::Pod, &[ip(A)]).unwrap();
         let b = node.add("b", Attach::Pod, &[ip(B)]).unwrap();
-        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let options = Options { users: vec![USER.to_owned()], flags };
+        let options = Options { users: vec![USER.to_owned()], ..options };
         let api = node.ns().run(|| ApiServer::start_with(options)).unwrap();
         let agent = Agent::new(&node).unwrap().kubeconfig(&api.kubeconfig);
         let echo = Echo::new(&b.ns, SocketAddr::new(ip(B), PORT)).unwrap();

@@ -13,7 +13,7 @@ pub(super) fn unpack(dir: &Path, programs: &[&Program]) -> Result<()> {
         .iter()
         .filter_map(|program| match program.from {
             From::Debian(package, path) => Some((program.name, package, path)),
-            From::Kubernetes(_) | From::Module(_) | From::C(_) => None,
+            From::Kubernetes(_) | From::Module(_) | From::Required(_) | From::C(_) => None,
         })
         .collect();
     let packages: BTreeSet<&str> = wanted.iter().map(|(_, package, _)| *package).collect();

@@ -29,6 +29,12 @@ pub(super) fn build(dir: &Path, programs: &[&Program]) -> Result<()> {
         let made = work.join(program.name);
         match program.from {
             From::Kubernetes(path) => compile(&work, program.name, path)?,
+            From::Required(package) => {
+                eprintln!("setup: compiling {}", program.name);
+                let mut go = go(&work);
+                go.args(["build", "-v", "-ldflags", "-s -w", "-o", program.name, package]);
+                watched(go)?;
+            }
             From::Module(path) => {
                 eprintln!("setup: compiling {}", program.name);
                 // Such a module has no replacements of its own, so it is installed as it was published.

@@ -35,6 +35,8 @@ enum From {
     Kubernetes(&'static str),
     /// A program of another module, by its path and version.
     Module(&'static str),
+    /// A program of a module that Kubernetes names among its requirements, by its path, in the version named there.
+    Required(&'static str),
     /// A C source of the Kubernetes module.
     C(&'static str),
     /// A Debian package and the path inside it; it is unpacked, never installed: no service is started.
@@ -61,6 +63,8 @@ const CNI: &str = "containernetworking-plugins";
 const PROGRAMS: &[Program] = &[
     debian("etcd", Set::Api, "etcd-server", "usr/bin/etcd"),
     kubernetes("kube-apiserver", Set::Api, "cmd/kube-apiserver"),
+    // Debian's is old: with it an API server streams no lists. Both are met in clusters.
+    Program { name: "etcd-current", set: Set::Api, from: From::Required("go.etcd.io/etcd/server/v3") },
     kubernetes("kubectl", Set::Cluster, "cmd/kubectl"),
     kubernetes("kube-controller-manager", Set::Cluster, "cmd/kube-controller-manager"),
     kubernetes("kube-scheduler", Set::Cluster, "cmd/kube-scheduler"),
