@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::claims::Claim;
 use super::hooking::Done;
+use super::looking::Looked;
 use super::tags::Probed;
 use crate::source::SourceState;
 use crate::source::objects::Update;
@@ -29,6 +30,8 @@ pub(super) struct Batch {
     pub hooked: Vec<Done>,
     /// What probes of tags have shown.
     pub probed: Probed,
+    /// What was seen of interfaces.
+    pub looked: Option<Looked>,
     /// Look at the hooks.
     pub check_hooks: bool,
 }

@@ -25,7 +25,8 @@ use super::exits::Exits;
 use super::guard::Guards;
 use super::hooking::Hooking;
 use super::kernel::Kernel;
-use super::placement::{NetnsLinks, Place, keep_from_ending, netns_paths, place};
+use super::looking::Looking;
+use super::placement::{NetnsLinks, Place};
 use super::retry::Retry;
 use super::spares::Spares;
 use super::table::Table;
@@ -35,7 +36,7 @@ use super::workloads::Workloads;
 use crate::cli::ServicesArg;
 use crate::datapath;
 use crate::events::{Bus, EndpointState, Generation, History, Now};
-use crate::netlink::{Discovery, Interfaces};
+use crate::netlink::Interfaces;
 use crate::source::SourceState;
 use crate::source::objects::Located;
 use crate::state::{Saved, Store};
@@ -52,7 +53,7 @@ pub(super) struct Core {
     pub(super) stocked: bool,
     pub(super) hooking: Hooking,
     pub(super) prober: Prober,
-    pub(super) discovery: Discovery,
+    pub(super) looking: Looking,
     pub(super) store: Store,
     /// Configuration bits of endpoints.
     pub(super) bits: u16,
@@ -118,7 +119,7 @@ impl Core {
             spares,
             hooking,
             prober,
-            discovery,
+            looking,
             store,
             bits,
             workloads,
@@ -145,7 +146,7 @@ impl Core {
             stocked: true,
             hooking,
             prober,
-            discovery,
+            looking,
             store,
             bits,
             world,
@@ -183,17 +184,25 @@ impl Core {
 
     /// Takes in a batch and makes the kernel enforce it.
     pub(super) fn handle(&mut self, batch: Batch) {
-        let Batch { updates, since, source, network, claims, passed, stocked, hooked, probed, check_hooks } =
-            batch;
+        let Batch {
+            updates,
+            since,
+            source,
+            network,
+            claims,
+            passed,
+            stocked,
+            hooked,
+            probed,
+            looked,
+            check_hooks,
+        } = batch;
         let now = Instant::now();
         if let Some(source) = source {
             self.source = source;
         }
         if let Some((number, slots)) = passed {
-            self.table.freed(&slots);
-            self.collect(number);
-            // There may be room now.
-            self.stale |= !self.refused.is_empty();
+            self.freed(number, &slots);
         }
         self.stocked &= stocked.unwrap_or(true);
         self.hooked(hooked);
@@ -210,16 +219,18 @@ impl Core {
         self.claim(claims, now);
         // Nothing is judged, and above all nothing removed, before the source has told all that it has.
         self.told |= news;
-        if !self.told {
-            return self.hold(network, now);
-        }
         let (due, again) = (self.retry.due(now), self.rehook.due(now));
+        let seen = looked.is_some();
+        self.look(looked, network, now);
+        if !self.told {
+            return self.hold(seen, now);
+        }
         let first = !self.synced;
-        self.see(first, network, now);
         // Pods that cannot be found must not be taken for pods that are gone.
-        if first && self.blind.is_some() {
+        if first && (self.blind.is_some() || !self.can_place()) {
             return;
         }
+        self.place(first);
         self.synced = true;
         if self.degraded.is_some() && !due {
             return;
@@ -250,6 +261,14 @@ impl Core {
         }
     }
 
+    /// Plans up to this number, and these slots, are out of every program's sight.
+    fn freed(&mut self, number: u64, slots: &[u16]) {
+        self.table.freed(slots);
+        self.collect(number);
+        // There may be room now.
+        self.stale |= !self.refused.is_empty();
+    }
+
     /// When to call [`Core::handle`] again even if nothing happens.
     #[must_use]
     pub(super) fn again_at(&self) -> Option<Instant> {
@@ -269,38 +288,6 @@ impl Core {
         for delta in self.claims.expire(now) {
             self.stale |= self.world.apply(delta);
         }
-    }
-
-    /// Looks where the pods are, if that may have changed or could not be seen the last time.
-    fn see(&mut self, first: bool, network: bool, now: Instant) {
-        let paths = netns_paths(&self.world);
-        let missed = self.blind.is_some() && self.rehook.due(now);
-        if first || network || missed || !paths.iter().eq(self.netns.keys()) {
-            let failure = self.look(&paths).err().map(|error| format!("look at the interfaces: {error}"));
-            if let Some(failure) = &failure {
-                self.rehook.failed(now);
-                self.tally.failures += 1;
-                tracing::error!("{failure}: tried again");
-            }
-            self.blind = failure;
-        }
-        self.look_at_groups();
-        self.places = place(&self.world, &self.interfaces, &self.netns, &self.workloads.found);
-        if !first {
-            let has = |pod: &_| self.table.of_pod(pod).map(|local| local.ifindex);
-            keep_from_ending(&mut self.places, &self.world, has);
-        }
-    }
-
-    fn look(&mut self, paths: &std::collections::BTreeSet<String>) -> std::io::Result<()> {
-        self.interfaces = self.discovery.snapshot()?;
-        self.stale |= self.world.apply(Delta::HostAddresses(self.interfaces.host_addresses.clone()));
-        let links = |path: &String| {
-            let found = self.discovery.links_of_netns(std::path::Path::new(path));
-            (path.clone(), found.map_err(|e| e.to_string()))
-        };
-        self.netns = paths.iter().map(links).collect();
-        Ok(())
     }
 
     /// Compiles and applies.
@@ -461,8 +448,8 @@ pub(super) struct Parts {
     pub hooking: Hooking,
     /// Where tags are probed.
     pub prober: Prober,
-    /// Netlink of the node's network namespace.
-    pub discovery: Discovery,
+    /// Where interfaces are looked at.
+    pub looking: Looking,
     /// State directory.
     pub store: Store,
     /// Configuration bits of endpoints.

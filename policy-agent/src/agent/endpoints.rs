@@ -60,7 +60,7 @@ impl Core {
 
     /// Before the sources have told anything: what appears in place of an interface that an earlier agent isolated is
     /// closed until it is known whose it is. What that agent enforces stays as it is.
-    pub(super) fn hold(&mut self, network: bool, now: Instant) {
+    pub(super) fn hold(&mut self, seen: bool, now: Instant) {
         if self.retry.due(now) {
             self.retry.failed(now);
         }
@@ -70,12 +70,8 @@ impl Core {
             let slots: Vec<u16> = failed.map(|local| local.slot).collect();
             self.hook(&slots);
         }
-        if !self.guarding || !network {
+        if !self.guarding || !seen || self.blind.is_some() {
             return;
-        }
-        match self.discovery.snapshot() {
-            Ok(seen) => self.interfaces = seen,
-            Err(error) => return tracing::error!("look at the interfaces: {error}"),
         }
         let isolated = |slot| {
             let word = self.planner.tables.endpoint(slot).unwrap_or_default();

@@ -1,10 +1,11 @@
 //! The running agent: one synchronous core, one thread that owns it, one runtime around both.
 //!
 //! ```text
-//! source ─────────────────────┐                                   ┌─> kernel maps
-//! netlink thread              ├─> inputs ─> writer thread (Core) ─┼─> view ──> API, metrics
-//! grace, spares, hooks, tags ─┘      ^  (and back to these four)  └─> history ─┐
-//!                              API: wait               ring ─> drain (tokio) ──┴─> bus ─> subscribers
+//! source, netlink events ────────────┐                                   ┌─> kernel maps
+//! grace, spares, hooks, tags, looks ─┴─> inputs ─> writer thread (Core) ─┼─> view ──> API, metrics
+//!   ^                                      ^               │             └─> history ─┐
+//!   └──────────────────────────────────────┼───────────────┘                          │
+//!                                      API: wait           ring ─> drain (tokio) ─────┴─> bus ─> subscribers
 //! ```
 
 mod background;
@@ -22,6 +23,7 @@ mod handle;
 mod hooking;
 mod kernel;
 mod listed;
+mod looking;
 mod origin;
 mod placement;
 mod retry;

@@ -16,6 +16,7 @@ use super::drain::{Drain, Drained};
 use super::handle::Handle;
 use super::hooking::Hooking;
 use super::kernel::Kernel;
+use super::looking::Looking;
 use super::origin::Origin;
 use super::settings;
 use super::spares::Spares;
@@ -96,6 +97,9 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
         Hooking::start(kernel.clone(), move |d| done.send(Input::Hooked(d)).is_ok()).map_err(failed)?;
     let done = inputs.clone();
     let prober = Prober::start(move |p| done.send(Input::Probed(p)).is_ok()).map_err(failed)?;
+    let done = inputs.clone();
+    let looking =
+        Looking::start(ground.discovery, move |l| done.send(Input::Looked(l)).is_ok()).map_err(failed)?;
     let parts = Parts {
         kernel: kernel.clone(),
         history,
@@ -104,7 +108,7 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
         spares,
         hooking,
         prober,
-        discovery: ground.discovery,
+        looking,
         store: ground.store,
         bits: settings::endpoint_bits(args),
         workloads: workloads(args, &inputs),

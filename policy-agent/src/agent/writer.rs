@@ -13,6 +13,7 @@ use super::check::Report;
 use super::claims::Claim;
 use super::core::Core;
 use super::hooking::Done;
+use super::looking::Looked;
 use super::tags::Probed;
 use super::view::{Published, View};
 use crate::source::objects::Located;
@@ -36,6 +37,8 @@ pub(super) enum Input {
     Hooked(Done),
     /// Probes of tags have come back, or not.
     Probed(Probed),
+    /// Interfaces were looked at.
+    Looked(Looked),
     /// A container runtime gave addresses to a pod.
     Claim(Claim),
     /// Somebody wants everything in the kernel checked.
@@ -57,6 +60,16 @@ pub(super) struct Waiter {
     pub reply: oneshot::Sender<Waited>,
 }
 
+/// What somebody waits for beside the writer's own work.
+#[derive(Debug)]
+struct Waiting {
+    /// The source's answer to this request.
+    read: u64,
+    /// The answer to this look at the interfaces; none was asked for yet.
+    look: Option<u64>,
+    waiter: Waiter,
+}
+
 /// The answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Waited {
@@ -73,7 +86,7 @@ pub(super) struct Writer {
     inbox: Receiver<Input>,
     source: Source,
     published: Published,
-    waiting: Vec<(u64, Waiter)>,
+    waiting: Vec<Waiting>,
     verifying: Vec<oneshot::Sender<Report>>,
     answered: u64,
     told: Vec<Located>,
@@ -126,7 +139,7 @@ impl Writer {
     /// Waits for something to do, then takes all there is. `None` = stop.
     fn gather(&mut self) -> Option<Batch> {
         let mut batch = Batch::default();
-        let deadlines = self.waiting.iter().map(|(_, waiter)| waiter.deadline);
+        let deadlines = self.waiting.iter().map(|waiting| waiting.waiter.deadline);
         let until = deadlines.chain(self.core.again_at()).fold(self.next_check, Instant::min);
         match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(input) => self.take(input, &mut batch)?,
@@ -169,13 +182,14 @@ impl Writer {
             Input::Stocked(more) => batch.stocked = Some(more),
             Input::Hooked(done) => batch.hooked.push(done),
             Input::Probed(probed) => batch.probed.extend(probed),
+            Input::Looked(looked) => batch.looked = Some(looked),
             Input::Verify(asked) => self.verifying.push(asked),
             Input::Wait(waiter) => {
                 batch.network = true;
                 // A runtime knows more than the sources: nothing that they have not told yet matters to it.
                 let claimed = waiter.pod.as_ref().is_some_and(|(_, addresses)| !addresses.is_empty());
                 let number = if claimed { 0 } else { self.source.read_again() };
-                self.waiting.push((number, waiter));
+                self.waiting.push(Waiting { read: number, look: None, waiter });
             }
             Input::Stop => return None,
         }
@@ -185,16 +199,20 @@ impl Writer {
     fn answer(&mut self, view: &View) {
         let now = Instant::now();
         let all = view.missing();
-        for (number, waiter) in std::mem::take(&mut self.waiting) {
-            let read = self.answered >= number;
-            let missing = match &waiter.pod {
+        for mut waiting in std::mem::take(&mut self.waiting) {
+            // Whoever came with the last batch made the core ask.
+            let look = *waiting.look.get_or_insert(self.core.looking.asked());
+            let read = self.answered >= waiting.read;
+            let missing = match &waiting.waiter.pod {
                 Some((pod, addresses)) => view.missing_of(pod, addresses),
                 None => all.clone(),
             };
-            if waiter.deadline > now && (!read || !missing.is_empty()) {
-                self.waiting.push((number, waiter));
+            let seen = self.core.looking.is_answered(look);
+            if waiting.waiter.deadline > now && (!read || !seen || !missing.is_empty()) {
+                self.waiting.push(waiting);
                 continue;
             }
+            let waiter = waiting.waiter;
             let mut missing = missing;
             if !read && missing.is_empty() {
                 let SourceState { error, .. } = &view.source;

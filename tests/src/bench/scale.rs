@@ -101,7 +101,7 @@ pub fn scale() -> Result<bool> {
         row("policy applied, under load", spread(&loaded_cuts)),
         row("change told to the agent until written, under load", inside(&loaded)),
         row("processor at 20 changes a second", format!("{:.1} % of one", share * 100.0)),
-        row("new pod: address in the API until promised", spread(&new.single)),
+        row("new pod: address in the API until enforced", spread(&new.single)),
         row(&together, format!("{:.0} ms", new.together)),
     ];
     table(&[String::new(), String::new()], &rows);

@@ -43,6 +43,7 @@ impl Live {
         let address = *host.ips.first().context("a pod without address")?;
         let open = |port: u16| -> std::io::Result<UdpSocket> {
             let socket = UdpSocket::bind((address, port))?;
+            hold_many(&socket)?;
             socket.set_nonblocking(true).map(|()| socket)
         };
         let sockets = host.ns.run(|| Self::PORTS.into_iter().map(open).collect::<std::io::Result<_>>());
@@ -161,6 +162,23 @@ fn send(shared: &Shared) {
         }
         thread::sleep(PACE);
     }
+}
+
+/// A receiver that has to wait for a processor must not lose what policy let pass.
+fn hold_many(socket: &UdpSocket) -> std::io::Result<()> {
+    let bytes: libc::c_int = 16 << 20;
+    let length = size_of_val(&bytes) as libc::socklen_t;
+    // SAFETY: the option's value is an int that lives through the call.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            (&raw const bytes).cast(),
+            length,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 /// Keeps the calling thread on its processor: a packet that is sent later is not judged earlier.

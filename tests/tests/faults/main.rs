@@ -8,6 +8,7 @@
 mod clock;
 mod files;
 mod full;
+mod hooking;
 mod interfaces;
 mod kills;
 mod setup;

@@ -1,0 +1,77 @@
+//! Many pods that start at once: an agent that dies while it hooks them, and changes that do not wait for them.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::setup::{PATIENCE, actions, holds, is_clean, lab, rounds, status, streams, until};
+use policy_engine::testing::rng::Rng;
+use policy_tests::{
+    lab::Lab,
+    net::{Family, Topology},
+    probe::{Outcome, Want},
+};
+
+/// Pods with few rights: they are hooked one after the other, some 30 ms each.
+const MANY: usize = 40;
+const USUAL: usize = 5;
+
+fn change(what: &str, count: usize) -> String {
+    let one = |n| match what {
+        "add" => format!("{{pod: {{add: {{x/n{n}: {{labels: {{app: c}}}}}}}}}}"),
+        other => format!("{{pod: {{{other}: x/n{n}}}}}"),
+    };
+    format!("[{}]", (0..count).map(one).collect::<Vec<_>>().join(", "))
+}
+
+fn signal(lab: &mut Lab, name: &str) {
+    let pid = lab.agent().pid().unwrap().to_string();
+    assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+}
+
+#[test]
+fn killed_while_interfaces_are_hooked_the_next_agent_goes_on() {
+    let mut rng = Rng::new(23);
+    let mut lab = lab(Topology::Ptp, &["--self-check", "off"]);
+    let streams = streams(&lab);
+    for round in 0..rounds(10) {
+        lab.act_without_waiting(&change("add", 3)).unwrap();
+        std::thread::sleep(Duration::from_millis(rng.below(120) as u64));
+        lab.agent().kill().unwrap();
+        lab.agent().start().unwrap();
+        lab.agent().wait().unwrap();
+        for n in 0..3 {
+            lab.expect(&format!("x/n{n}"), "x/a", "TCP/80", false);
+        }
+        assert_eq!(status(&mut lab)["endpoints"]["enforced"], USUAL + 3, "round {round}");
+        if rng.percent(50) {
+            is_clean(&mut lab);
+        }
+        lab.act(&change("remove", 3)).unwrap();
+    }
+    streams.stop().unwrap().nothing_lost().unwrap();
+    is_clean(&mut lab);
+    holds(&lab, false);
+}
+
+#[test]
+fn a_change_of_policy_does_not_wait_for_pods_that_are_hooked() {
+    let mut lab = lab(Topology::Ptp, &["--self-check", "off"]);
+    // It learns of all of them at once, however long it takes to make them.
+    signal(&mut lab, "STOP");
+    let made = lab.act_without_waiting(&change("add", MANY));
+    signal(&mut lab, "CONT");
+    made.unwrap();
+    until(&mut lab, "the new pods", |status| status["endpoints"]["total"] == USUAL + MANY);
+    lab.act_without_waiting(&actions(true)).unwrap();
+    let end = Instant::now() + PATIENCE;
+    while !matches!(lab.ask("x/e", "x/a", "UDP/80", Family::V4, Want::Silence), Ok(Outcome::Answered(_))) {
+        assert!(Instant::now() < end, "the change does not come:\n{}", lab.agent().log());
+    }
+    let left = status(&mut lab)["endpoints"]["unenforced"].as_u64().unwrap();
+    assert!(left > 0, "every pod was hooked before the change came:\n{}", lab.agent().log());
+    lab.agent().wait().unwrap();
+    for n in [0, MANY / 2, MANY - 1] {
+        lab.expect(&format!("x/n{n}"), "x/a", "TCP/80", false);
+    }
+    is_clean(&mut lab);
+}
