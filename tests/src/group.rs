@@ -18,6 +18,10 @@ use std::{
 
 use crate::net::{Maker, Netns};
 
+/// How often the removal of a busy group is tried again, and how long to wait before.
+const REMOVALS: u32 = 200;
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+
 /// A control group of version 2; it goes on drop, with those that were made in it.
 #[derive(Debug)]
 pub struct ControlGroup {
@@ -129,7 +133,20 @@ impl Drop for ControlGroup {
                     remove(&entry.path());
                 }
             }
-            drop(fs::remove_dir(directory));
+            // A process that was just killed is in its group until the kernel has taken it apart.
+            let busy = |error: &io::Error| error.raw_os_error() == Some(libc::EBUSY);
+            let mut tries = 0;
+            while let Err(error) = fs::remove_dir(directory) {
+                if error.kind() == io::ErrorKind::NotFound {
+                    return;
+                }
+                if !busy(&error) || tries == REMOVALS {
+                    eprintln!("remove control group {}: {error}", directory.display());
+                    return;
+                }
+                tries += 1;
+                std::thread::sleep(PAUSE);
+            }
         }
         remove(&self.directory);
     }
