@@ -293,7 +293,12 @@ fn the_agent_knows_what_the_kernel_holds_and_finds_what_somebody_else_put_there(
         let epoch = |node: &SimNode, slot| node.planner.tables.endpoint(slot).map_or(0, |word| word.epoch);
         let before: Vec<(u16, u32)> =
             node.planner.tables.slots().map(|slot| (slot, epoch(&node, slot))).collect();
+        let held = node.kernel.dump(0);
         node.meddle(rng);
+        // What somebody put there may be what was there.
+        if node.kernel.dump(0) == held {
+            return Ok(());
+        }
         assert_ne!(differences(&node), [], "nothing is found");
         node.read_back();
         let samples = samples(rng, &world, &node.endpoints, 60);
