@@ -53,6 +53,8 @@ fn without_its_bpf_file_system_everything_stays_in_force_and_is_pinned_again_lat
     lab.expect("x/c", "x/new", "TCP/80", false);
     let mount = Mount::new("bpf", &folder.path().join("fs"), "");
     until(&mut lab, "readiness", |status| status["ready"] == true);
+    // Maps and links are pinned again in turn: what the next turn would find is found now.
+    lab.agent().ctl(["verify"]).unwrap();
     is_clean(&mut lab);
     lab.agent().kill().unwrap();
     holds(&lab, true);
