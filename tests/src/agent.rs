@@ -290,13 +290,12 @@ pub fn program_path(program: &str) -> Result<PathBuf> {
     let Ok(built) = path.metadata().and_then(|meta| meta.modified()) else {
         bail!("{} is missing\n{hint}", path.display());
     };
-    let root = crate::scenario::root();
-    if !root.join("policy-agent/src").exists() {
-        // The tests run away from their sources, in a virtual machine for example.
-        return Ok(path);
-    }
-    for sources in ["policy-agent/src", "policy-agent/engine/src", "policy-common/src", "policy-ebpf/src"] {
-        if let Some((newest, when)) = newest(&root.join(sources))?
+    // What cargo noted at its build. Without it, this runs away from its sources: in a virtual machine, for example.
+    let Ok(noted) = fs::read_to_string(path.with_extension("d")) else { return Ok(path) };
+    let sources = noted.split_once(": ").map_or("", |(_, sources)| sources);
+    for source in sources.replace("\\ ", "\0").split_whitespace() {
+        let source = PathBuf::from(source.replace('\0', " "));
+        if let Some((newest, when)) = newest(&source)?
             && when > built
         {
             bail!("{} is older than {}\n{hint}", path.display(), newest.display());
@@ -305,12 +304,15 @@ pub fn program_path(program: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn newest(dir: &Path) -> Result<Option<(PathBuf, SystemTime)>> {
+/// The newest file at or below a path.
+fn newest(path: &Path) -> Result<Option<(PathBuf, SystemTime)>> {
+    if !path.is_dir() {
+        let read = || format!("look at {}", path.display());
+        return Ok(Some((path.to_path_buf(), path.metadata().with_context(read)?.modified()?)));
+    }
     let mut found: Option<(PathBuf, SystemTime)> = None;
-    for entry in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
-        let path = entry?.path();
-        let next =
-            if path.is_dir() { newest(&path)? } else { Some((path.clone(), path.metadata()?.modified()?)) };
+    for entry in fs::read_dir(path).with_context(|| format!("read {}", path.display()))? {
+        let next = newest(&entry?.path())?;
         if next.as_ref().map(|(_, when)| when) > found.as_ref().map(|(_, when)| when) {
             found = next;
         }

@@ -175,6 +175,19 @@ impl Setup {
         found.cloned().unwrap_or_default()
     }
 
+    /// The pod is told as not enforced, with these words once it was looked for.
+    fn wait_for_detail(&self, name: &str, words: &str) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let endpoint = self.wait_for_state(name, "UNENFORCED");
+            if endpoint["detail"].to_string().contains(words) {
+                return;
+            }
+            assert!(Instant::now() < end, "{name} is not told as '{words}': {endpoint}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     fn wait_for_state(&self, name: &str, state: &str) -> Value {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -257,9 +270,8 @@ fn a_group_that_cannot_be_found_or_told_apart_is_reported() {
     setup.agent.write_manifest("more.yaml", &manifest("c", unknown, &at("192.0.2.52"))).unwrap();
     setup.agent.set_arguments(&["--unhookable", "cgroup"]);
     setup.agent.start().unwrap();
-    let detail = |name: &str| setup.wait_for_state(name, "UNENFORCED")["detail"].to_string();
-    assert!(detail("a").contains("several control groups"), "{}", detail("a"));
-    assert!(detail("c").contains("no control group of a pod with UID"), "{}", detail("c"));
+    setup.wait_for_detail("a", "several control groups");
+    setup.wait_for_detail("c", "no control group of a pod with UID");
     setup.wait_for_state("b", "ENFORCED");
     let waited = setup.agent.ctl(["wait", "--timeout", "1s"]).unwrap();
     assert!(!waited.status.success(), "what is not enforced is not waited for in vain");
