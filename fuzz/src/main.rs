@@ -13,7 +13,9 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
-            eprintln!("hint: fuzz [packet|decide|object|event]... [--seconds N] [--seed N] [--save]");
+            eprintln!(
+                "hint: fuzz [packet|decide|object|event]... [--seconds N | --runs N] [--seed N] [--save]"
+            );
             ExitCode::from(2)
         }
     }
@@ -22,7 +24,7 @@ fn main() -> ExitCode {
 /// `--save` keeps what reached new code as files of the corpus, as few as reach the same.
 fn run() -> Result<bool> {
     let (mut targets, mut save) = (Vec::new(), false);
-    let mut seconds = 20;
+    let mut budget = Budget { time: Duration::from_secs(20), runs: u64::MAX };
     let mut seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -31,7 +33,9 @@ fn run() -> Result<bool> {
             value.parse().with_context(|| format!("{arg}: {value:?} is no number"))
         };
         match arg.as_str() {
-            "--seconds" => seconds = number()?,
+            "--seconds" => budget.time = Duration::from_secs(number()?),
+            // A run that is to be the same on every machine is bounded by its inputs alone.
+            "--runs" => budget = Budget { time: Duration::MAX, runs: number()? },
             "--seed" => seed = number()?,
             "--save" => save = true,
             name => match Target::ALL.into_iter().find(|target| target.name() == name) {
@@ -47,13 +51,12 @@ fn run() -> Result<bool> {
         eprintln!("this build counts no coverage: fuzzing is blind (cargo xtask fuzz builds one that does)");
     }
     for target in targets {
-        let budget = Budget { time: Duration::from_secs(seconds), runs: u64::MAX };
         let told = match drive(target, seed, budget)? {
             Ok(told) => told,
             Err(crash) => {
                 let text = String::from_utf8_lossy(&crash.input).into_owned();
                 println!(
-                    "{}: panics on {} bytes, kept as {}",
+                    "{}: panics on {} bytes, kept as {}; seed {seed}",
                     target.name(),
                     crash.input.len(),
                     crash.file.display()

@@ -1,5 +1,6 @@
 //! The decision, as a story: policy changes, time passes, frames come. A drop leaves no flow and is told in a record
-//! that reads back; an open pod without checks loses nothing; a closed one that opened nothing hears nothing.
+//! that reads back; an open pod without checks loses nothing but what is forged; a closed one that opened
+//! nothing hears nothing.
 
 use super::packet;
 use policy_common::{
@@ -142,9 +143,9 @@ impl Story {
             assert_eq!(event.reason(), verdict.reason());
         }
         let open = self.rows == (ROW_OPEN, ROW_OPEN) && self.config == 0 && way.tag == 0;
-        // What comes from outside under the pod's own address is forged, whatever the policy.
-        let forged = verdict.reason() == Reason::SpoofedSource;
-        assert!(judged.passes || !open || forged, "an open pod loses nothing else: {judged:?}");
+        // Whatever the policy: what comes from outside under the pod's own address is forged, and no pod is a router.
+        let never = matches!(verdict.reason(), Reason::SpoofedSource | Reason::RogueNeighbour);
+        assert!(judged.passes || !open || never, "an open pod loses nothing else: {judged:?}");
     }
 }
 
