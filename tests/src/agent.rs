@@ -182,15 +182,22 @@ impl Agent {
 
     /// Runs `policyctl` against this agent and returns what it printed.
     pub fn ctl<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Result<Output> {
-        let mut command = self.command("policyctl")?;
-        command.arg("--socket").arg(self.socket()).args(arguments).stdin(Stdio::null());
+        let mut command = self.ctl_command()?;
+        command.args(arguments).stdin(Stdio::null());
         command.output().context("run policyctl")
+    }
+
+    /// A `policyctl` to be started, against this agent.
+    pub fn ctl_command(&self) -> Result<Command> {
+        let mut command = self.command("policyctl")?;
+        command.arg("--socket").arg(self.socket());
+        Ok(command)
     }
 
     /// Starts a `policyctl` that keeps running, with its output in a pipe.
     pub fn ctl_child<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Result<Child> {
-        let mut command = self.command("policyctl")?;
-        command.arg("--socket").arg(self.socket()).args(arguments);
+        let mut command = self.ctl_command()?;
+        command.args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().context("start policyctl")
     }

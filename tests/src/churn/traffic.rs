@@ -1,14 +1,14 @@
 //! Packets between pods: each has a number and a flow of its own, and it is known when it was sent and whether it came.
 
-use super::lock;
+use super::{lock, losses::Losses};
 use crate::{
-    net::{Host, Node},
-    pkt::{Ip, LinkSocket},
+    net::Netns,
+    pkt::{Ip, RawSocket},
 };
 use anyhow::{Context, Result};
 use policy_engine::testing::rng::Rng;
 use std::{
-    net::{IpAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, UdpSocket},
     os::fd::AsRawFd,
     sync::{
         Arc, Mutex,
@@ -18,18 +18,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Between two rounds of packets.
-const PACE: Duration = Duration::from_millis(1);
-/// Pairs of each round that are picked at random.
-const RANDOM: usize = 2;
+/// How many packets there are.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Between two rounds of packets.
+    pub pause: Duration,
+    /// Pairs of each round that are picked at random, beside those that are watched.
+    pub random: usize,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { pause: Duration::from_millis(1), random: 2 }
+    }
+}
 
 /// A pod that sends and receives.
 #[derive(Debug)]
 pub struct Live {
     /// Its number.
     pub number: usize,
-    host: Arc<Host>,
-    link: LinkSocket,
+    address: Ipv4Addr,
+    sender: RawSocket,
     sockets: Vec<UdpSocket>,
     next_port: AtomicU16,
 }
@@ -39,18 +49,18 @@ impl Live {
     pub const PORTS: [u16; 2] = [7000, 7001];
 
     /// A pod listens from here on.
-    pub fn new(number: usize, host: &Arc<Host>) -> Result<Self> {
-        let address = *host.ips.first().context("a pod without address")?;
+    pub fn new(number: usize, ns: &Netns, address: IpAddr) -> Result<Self> {
+        let IpAddr::V4(address) = address else { anyhow::bail!("{address}: packets are of IPv4") };
         let open = |port: u16| -> std::io::Result<UdpSocket> {
             let socket = UdpSocket::bind((address, port))?;
             hold_many(&socket)?;
             socket.set_nonblocking(true).map(|()| socket)
         };
-        let sockets = host.ns.run(|| Self::PORTS.into_iter().map(open).collect::<std::io::Result<_>>());
+        let sockets = ns.run(|| Self::PORTS.into_iter().map(open).collect::<std::io::Result<_>>());
         Ok(Self {
             number,
-            host: host.clone(),
-            link: LinkSocket::open(&host.ns, Node::POD_LINK)?,
+            address,
+            sender: RawSocket::open(ns)?,
             sockets: sockets.context("listen in a pod")?,
             next_port: AtomicU16::new(0),
         })
@@ -58,7 +68,12 @@ impl Live {
 
     /// Its address.
     pub fn address(&self) -> IpAddr {
-        self.host.ips[0]
+        self.address.into()
+    }
+
+    /// Packets that came while there was no room for them.
+    pub(super) fn overflows(&self) -> u64 {
+        self.sockets.iter().map(super::losses::of_socket).sum()
     }
 }
 
@@ -81,9 +96,16 @@ pub struct Probe {
 
 #[derive(Debug, Default)]
 struct Shared {
+    pace: Pace,
+    /// Pods that send.
     live: Mutex<Vec<Arc<Live>>>,
     watched: Mutex<Vec<[Arc<Live>; 2]>>,
+    /// Pods that receive: for some time after they have stopped to send and to be sent to, as a packet may be on its way.
+    hearing: Mutex<Vec<(Arc<Live>, Option<Instant>)>>,
     probes: Mutex<Vec<Probe>>,
+    /// Held while a packet is made and sent.
+    sending: Mutex<()>,
+    losses: Mutex<Losses>,
     ending: AtomicBool,
 }
 
@@ -97,8 +119,9 @@ pub struct Traffic {
 impl Traffic {
     /// Starts, without any pod.
     #[must_use]
-    pub fn start() -> Self {
-        let shared = Arc::new(Shared::default());
+    pub fn start(pace: Pace) -> Self {
+        let losses = Mutex::new(Losses::start());
+        let shared = Arc::new(Shared { pace, losses, ..Shared::default() });
         let (sending, receiving) = (shared.clone(), shared.clone());
         let threads = vec![thread::spawn(move || send(&sending)), thread::spawn(move || receive(&receiving))];
         Self { shared, threads }
@@ -106,6 +129,7 @@ impl Traffic {
 
     /// The pod takes part.
     pub fn add(&self, pod: &Arc<Live>) {
+        lock(&self.shared.hearing).push((pod.clone(), None));
         lock(&self.shared.live).push(pod.clone());
     }
 
@@ -114,10 +138,9 @@ impl Traffic {
         lock(&self.shared.watched).push([from.clone(), to.clone()]);
     }
 
-    /// The pod takes part no more.
-    pub fn forget(&self, pod: &Arc<Live>) {
-        lock(&self.shared.live).retain(|live| live.number != pod.number);
-        lock(&self.shared.watched).retain(|pair| pair.iter().all(|live| live.number != pod.number));
+    /// The pod takes part no more: nothing is sent from it or to it once this returns. What is on its way is still heard.
+    pub fn forget(&self, pod: &Live) {
+        self.quiet(|live| live.number == pod.number);
     }
 
     /// Everything that was sent until now.
@@ -126,13 +149,28 @@ impl Traffic {
         lock(&self.shared.probes).clone()
     }
 
-    /// Ends, and hands back everything that was sent, once the last packets had their time.
+    /// Ends, and hands back everything that was sent, once the last packets had their time, and what the harness lost.
     #[must_use]
-    pub fn end(self) -> Vec<Probe> {
-        lock(&self.shared.live).clear();
-        lock(&self.shared.watched).clear();
+    pub fn end(self) -> (Vec<Probe>, Losses) {
+        self.quiet(|_| true);
         thread::sleep(super::judge::SETTLED);
-        self.probes()
+        let hearing = lock(&self.shared.hearing).iter().map(|(live, _)| live.overflows()).sum::<u64>();
+        let mut losses = lock(&self.shared.losses).clone();
+        losses.sockets += hearing;
+        (self.probes(), losses.end())
+    }
+
+    fn quiet(&self, which: impl Fn(&Live) -> bool) {
+        lock(&self.shared.live).retain(|live| !which(live));
+        lock(&self.shared.watched).retain(|pair| !pair.iter().any(|live| which(live)));
+        // The round that began with the pod is over.
+        drop(lock(&self.shared.sending));
+        let end = Instant::now() + super::judge::SETTLED;
+        for (live, until) in lock(&self.shared.hearing).iter_mut() {
+            if which(live) {
+                until.get_or_insert(end);
+            }
+        }
     }
 }
 
@@ -149,18 +187,23 @@ fn send(shared: &Shared) {
     stay_here();
     let mut rng = Rng::new(7);
     while !shared.ending.load(Ordering::Relaxed) {
-        let live = lock(&shared.live).clone();
-        for [from, to] in lock(&shared.watched).clone() {
-            one(shared, &from, &to, Live::PORTS[0]);
+        round(shared, &mut rng);
+        thread::sleep(shared.pace.pause);
+    }
+}
+
+fn round(shared: &Shared, rng: &mut Rng) {
+    let _sending = lock(&shared.sending);
+    let live = lock(&shared.live).clone();
+    for [from, to] in lock(&shared.watched).clone() {
+        one(shared, &from, &to, Live::PORTS[0]);
+    }
+    for _ in 0..if live.len() < 2 { 0 } else { shared.pace.random } {
+        let pick = |rng: &mut Rng| &live[rng.below(live.len())];
+        let (from, to) = (pick(rng), pick(rng));
+        if from.number != to.number {
+            one(shared, from, to, rng.one(Live::PORTS));
         }
-        for _ in 0..if live.len() < 2 { 0 } else { RANDOM } {
-            let pick = |rng: &mut Rng| &live[rng.below(live.len())];
-            let (from, to) = (pick(&mut rng), pick(&mut rng));
-            if from.number != to.number {
-                one(shared, from, to, rng.one(Live::PORTS));
-            }
-        }
-        thread::sleep(PACE);
     }
 }
 
@@ -203,22 +246,33 @@ fn one(shared: &Shared, from: &Live, to: &Live, port: u16) {
         probes.len() - 1
     };
     let packet = Ip::new(addresses[0], addresses[1]).udp(source, port, &(number as u64).to_le_bytes());
-    let frame = packet.ethernet(from.host.mac, from.host.gateway_mac);
-    // The pod may just be going; then nobody judges the packet.
-    drop(from.link.send(&frame.bytes));
-    lock(&shared.probes)[number].after = Instant::now();
+    let sent = from.sender.send(&packet.bytes, to.address);
+    let mut probes = lock(&shared.probes);
+    match sent {
+        Ok(()) => probes[number].after = Instant::now(),
+        // Nobody judges what was not sent. Only this thread adds packets, so it is the last one.
+        Err(_) => drop(probes.pop()),
+    }
 }
 
 fn receive(shared: &Shared) {
     let mut bytes = [0; 8];
     while !shared.ending.load(Ordering::Relaxed) {
-        let live = lock(&shared.live).clone();
-        let sockets: Vec<&UdpSocket> = live.iter().flat_map(|live| &live.sockets).collect();
+        let now = Instant::now();
+        let heard: Vec<Arc<Live>> = {
+            let mut hearing = lock(&shared.hearing);
+            let (stay, go) = hearing.drain(..).partition(|(_, until)| until.is_none_or(|until| until > now));
+            *hearing = stay;
+            let gone: Vec<(Arc<Live>, Option<Instant>)> = go;
+            lock(&shared.losses).sockets += gone.iter().map(|(live, _)| live.overflows()).sum::<u64>();
+            hearing.iter().map(|(live, _)| live.clone()).collect()
+        };
+        let sockets: Vec<&UdpSocket> = heard.iter().flat_map(|live| &live.sockets).collect();
         let mut polls: Vec<libc::pollfd> = sockets
             .iter()
             .map(|socket| libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 })
             .collect();
-        // SAFETY: a live slice and its length; the sockets are held by `live`.
+        // SAFETY: a live slice and its length; the sockets are held by `heard`.
         unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, 5) };
         for (socket, _) in sockets.iter().zip(&polls).filter(|(_, poll)| poll.revents != 0) {
             while socket.recv(&mut bytes).is_ok() {

@@ -102,13 +102,7 @@ impl ApiServer {
 
     /// Forgets all history in etcd: an API server that is started after this answers old watches with 410 Gone.
     pub fn compact(&self) -> Result<()> {
-        let ask = |path: &str, body: &Value| -> Result<Value> {
-            let text = curl(&["--fail", "--data", &body.to_string(), &format!("{}{path}", self.etcd_url)])?;
-            serde_json::from_str(&text).context("read etcd's answer")
-        };
-        let answer = ask("/v3/kv/range", &json!({"key": "AA=="}))?;
-        let revision = answer["header"]["revision"].as_str().context("etcd tells no revision")?.to_owned();
-        ask("/v3/kv/compaction", &json!({"revision": revision, "physical": true})).map(drop)
+        compact(&self.etcd_url)
     }
 
     /// Puts objects into etcd under their keys, past the API server: ten thousand in a second. They must be complete, as
@@ -251,6 +245,17 @@ fn etcd(options: &Options, dir: &Path, address: Ipv4Addr, port: u16) -> Result<C
         .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
         .args(["--initial-cluster", &format!("test={peer}")]);
     Ok(command)
+}
+
+/// Forgets all history of an etcd that can be reached from here.
+pub(super) fn compact(etcd_url: &str) -> Result<()> {
+    let ask = |path: &str, body: &Value| -> Result<Value> {
+        let text = curl(&["--fail", "--data", &body.to_string(), &format!("{etcd_url}{path}")])?;
+        serde_json::from_str(&text).context("read etcd's answer")
+    };
+    let answer = ask("/v3/kv/range", &json!({"key": "AA=="}))?;
+    let revision = answer["header"]["revision"].as_str().context("etcd tells no revision")?.to_owned();
+    ask("/v3/kv/compaction", &json!({"revision": revision, "physical": true})).map(drop)
 }
 
 /// The key that signs service account tokens, and the static tokens.

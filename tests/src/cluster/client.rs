@@ -80,14 +80,7 @@ impl Client {
         path: &str,
         body: Option<(&str, &Value)>,
     ) -> Result<(Answer, String)> {
-        let mut curl = match &self.namespace {
-            Some(path) => {
-                let mut nsenter = Command::new("nsenter");
-                nsenter.arg(format!("--net={}", path.display())).arg("curl");
-                nsenter
-            }
-            None => Command::new("curl"),
-        };
+        let mut curl = self.curl();
         curl.args(["--silent", "--show-error", "--max-time", "60", "--request", method, "--cacert"]);
         curl.arg(&self.authority).args(["--write-out", "\n%{http_code}", "--noproxy", "*"]);
         curl.arg("--header").arg(format!("Authorization: Bearer {}", self.token));
@@ -113,9 +106,21 @@ impl Client {
         Ok((answer, log))
     }
 
+    /// `curl`, where the client asks from.
+    fn curl(&self) -> Command {
+        match &self.namespace {
+            Some(path) => {
+                let mut nsenter = Command::new("nsenter");
+                nsenter.arg(format!("--net={}", path.display())).arg("curl");
+                nsenter
+            }
+            None => Command::new("curl"),
+        }
+    }
+
     /// Watches a path, with the objects that there are first: one event a line on the child's output, until it is ended.
     pub fn watch(&self, path: &str) -> Result<Child> {
-        let mut curl = Command::new("curl");
+        let mut curl = self.curl();
         curl.args(["--silent", "--no-buffer", "--noproxy", "*", "--cacert"]).arg(&self.authority);
         curl.arg("--header").arg(format!("Authorization: Bearer {}", self.token));
         curl.arg(format!("{}{path}?watch=true&resourceVersion=0", self.url));

@@ -7,8 +7,8 @@ pub mod nodes;
 mod process;
 mod programs;
 
-use api_server::write_keys;
 pub use api_server::{ApiServer, Options};
+use api_server::{compact, write_keys};
 pub use client::{Answer, Client};
 pub use nodes::{Cluster, Cni, Proxy, Shape};
 pub use process::Process;

@@ -7,6 +7,7 @@ mod checksum;
 mod frame;
 mod icmp;
 mod link;
+mod raw;
 mod view;
 
 pub use build::{Extension, Ip, Packet, Sctp, Tcp, flags, proto};
@@ -14,4 +15,5 @@ pub use checksum::{crc32c, internet};
 pub use frame::{Frame, ethertype};
 pub use icmp::{IcmpError, echo_identifier};
 pub use link::LinkSocket;
+pub use raw::RawSocket;
 pub use view::View;

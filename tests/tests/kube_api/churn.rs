@@ -1,14 +1,17 @@
 //! Pods that come, change and go under load: every packet gets the verdict of a world that may be in force.
 
-use policy_tests::churn::{self, Amount};
+use std::time::Duration;
+
+use policy_tests::churn::{self, Amount, Pace};
 
 use crate::setup::Setup;
 
-fn churn(pods: usize, workers: usize) {
+fn churn(pods: usize, at_once: usize) {
     let mut setup = Setup::new();
     setup.agent.start().unwrap();
     let Setup { node, agent, api, .. } = &mut setup;
-    let report = churn::run(node, api.admin(), agent, Amount { pods, workers });
+    let amount = Amount { pods, at_once, stay: Duration::from_millis(250), pace: Pace::default() };
+    let report = churn::alone(node, api.admin(), agent, amount);
     let report = report.unwrap_or_else(|error| panic!("{error:?}; log:\n{}", agent.log()));
     println!("{pods} pods: {report}");
     assert_eq!(report.wrong, [""; 0], "log:\n{}", agent.log());

@@ -93,6 +93,45 @@ impl Machine {
         command
     }
 
+    /// `policyctl` of the agent on this machine, as the image has it, to be started outside of any container.
+    ///
+    /// # Errors
+    /// No agent runs here.
+    pub fn ctl(&self) -> Result<Command> {
+        let agent = self.process("policy-agent").context("no agent runs")?;
+        let mut command = Command::new(format!("/proc/{agent}/root/bin/policyctl"));
+        command.arg("--socket").arg(format!("/proc/{}/root/run/policy-agent/agent.sock", self.init));
+        Ok(command)
+    }
+
+    /// The id of a process on the host's network of this machine, by its command's name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn process(&self, name: &str) -> Result<u32> {
+        let is = |id: &u32| {
+            fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|found| found.trim_end() == name)
+        };
+        let found = members(&self.name)?.into_iter().find(is);
+        found.with_context(|| format!("{name} does not run on {}", self.name))
+    }
+
+    /// Kills a server and returns once it is gone.
+    ///
+    /// # Errors
+    /// None runs, or it does not end.
+    pub fn kill(&self, name: &str) -> Result<()> {
+        let id = self.process(name)?;
+        // SAFETY: a signal to a process that is on this node's network, as was looked up just now.
+        unsafe { libc::kill(id.cast_signed(), libc::SIGKILL) };
+        let end = Instant::now() + PATIENCE;
+        while self.process(name).is_ok() {
+            ensure!(Instant::now() < end, "{name} does not end on {}", self.name);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
     /// Starts a server on this machine; it ends with it.
     pub(super) fn server(&self, name: &str, mut command: Command) -> Result<()> {
         let log = self.folder().join(format!("{name}.log"));

@@ -5,7 +5,8 @@ pub mod lan;
 mod machine;
 mod pods;
 
-use super::{Client, program, programs, write_keys};
+use super::{Client, compact, program, programs, write_keys};
+use crate::net::Netns;
 use anyhow::{Context, Result, ensure};
 use machine::Machine;
 use serde_json::{Value, json};
@@ -27,6 +28,9 @@ pub use pods::{PORT, Pod};
 const PREFIX: &str = "policy-cluster-";
 /// Where everything is kept while a cluster runs; one at a time on a machine.
 const STATE: &str = "/var/tmp/policy-cluster";
+const API_SERVER: &str = "kube-apiserver";
+/// Where etcd listens on the first node.
+const ETCD: &str = "http://127.0.0.1:2379";
 const TOKEN: &str = "admin-token";
 const PATIENCE: Duration = Duration::from_secs(240);
 
@@ -139,6 +143,31 @@ impl Cluster {
         self.nodes.iter().try_for_each(|node| machine::import(node, archive))
     }
 
+    /// Ends the API server at once; its objects stay in etcd, and everything else goes on as it can.
+    ///
+    /// # Errors
+    /// None runs, or it does not end.
+    pub fn stop_api_server(&self) -> Result<()> {
+        self.nodes[0].kill(API_SERVER)
+    }
+
+    /// Starts the API server again and returns once it is ready.
+    ///
+    /// # Errors
+    /// It does not become ready.
+    pub fn start_api_server(&self) -> Result<()> {
+        start_api_server(&self.nodes[0], self.shape)
+    }
+
+    /// Forgets all history in etcd: an API server that is started after this answers old watches with 410 Gone.
+    ///
+    /// # Errors
+    /// etcd does not answer.
+    pub fn compact(&self) -> Result<()> {
+        let file = fs::File::open(lan::namespace(self.nodes[0].name())).context("open a node's network")?;
+        Netns::from_file(file).run(|| compact(ETCD))
+    }
+
     /// Logs of the nodes' servers, for a test that failed.
     pub fn logs(&self) -> String {
         let servers = ["kubelet", "containerd", "kube-proxy"];
@@ -201,14 +230,11 @@ fn start(shape: Shape) -> Result<Vec<Machine>> {
     Ok(nodes)
 }
 
-fn control_plane(node: &Machine, shape: Shape) -> Result<()> {
+fn start_api_server(node: &Machine, shape: Shape) -> Result<()> {
     let state = Path::new(STATE);
-    let mut etcd = node.command(&program("etcd")?);
-    etcd.args(["--unsafe-no-fsync", "--log-level", "warn", "--data-dir"]).arg(state.join("etcd"));
-    node.server("etcd", etcd)?;
     let services = if shape.dual_stack { "10.96.0.0/16,fd00:10:96::/112" } else { "10.96.0.0/16" };
-    let mut api = node.command(&program("kube-apiserver")?);
-    api.args(["--etcd-servers", "http://127.0.0.1:2379", "--bind-address", "0.0.0.0"])
+    let mut api = node.command(&program(API_SERVER)?);
+    api.args(["--etcd-servers", ETCD, "--bind-address", "0.0.0.0"])
         .args(["--advertise-address", &lan::node_ips(1)[0].to_string(), "--cert-dir"])
         .arg(state.join("pki"))
         .arg("--service-account-key-file")
@@ -223,9 +249,17 @@ fn control_plane(node: &Machine, shape: Shape) -> Result<()> {
             "--token-auth-file",
         ])
         .arg(state.join("tokens.csv"));
-    node.server("kube-apiserver", api)?;
+    node.server(API_SERVER, api)?;
     until("the API server is ready", || Ok(admin().request("GET", "/readyz", None)?.status == 200))
-        .with_context(|| node.log("kube-apiserver"))?;
+        .with_context(|| node.log(API_SERVER))
+}
+
+fn control_plane(node: &Machine, shape: Shape) -> Result<()> {
+    let state = Path::new(STATE);
+    let mut etcd = node.command(&program("etcd")?);
+    etcd.args(["--unsafe-no-fsync", "--log-level", "warn", "--data-dir"]).arg(state.join("etcd"));
+    node.server("etcd", etcd)?;
+    start_api_server(node, shape)?;
     let authority = state.join("pki/apiserver.crt");
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "cluster",

@@ -50,6 +50,13 @@ impl Cluster {
                 "containers": [{"name": "server", "image": SERVER, "imagePullPolicy": "Never", "args": arguments}]}})
     }
 
+    /// A Pod object in which nothing listens.
+    pub fn idle_pod_object(namespace: &str, name: &str, node: &str, labels: &Value) -> Value {
+        let mut object = Self::pod_object(namespace, name, node, labels);
+        object["spec"]["containers"][0]["args"] = json!(["pause"]);
+        object
+    }
+
     /// Makes namespaces, and waits until pods may be made in them.
     pub fn namespaces(&self, names: &[(&str, Value)]) -> Result<()> {
         for (name, labels) in names {
@@ -76,9 +83,7 @@ impl Cluster {
     /// As [`Cluster::pods`], but nothing listens in them: a test opens its own sockets there.
     pub fn idle_pods(&self, wanted: &[(&str, &str, &str, Value)]) -> Result<Vec<Pod>> {
         for (namespace, name, node, labels) in wanted {
-            let mut object = Self::pod_object(namespace, name, node, labels);
-            object["spec"]["containers"][0]["args"] = json!(["pause"]);
-            self.admin().create(&object)?;
+            self.admin().create(&Self::idle_pod_object(namespace, name, node, labels))?;
         }
         wanted.iter().map(|(namespace, name, ..)| self.running(namespace, name)).collect()
     }
