@@ -284,3 +284,32 @@ fn receive(shared: &Shared) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::{Attach, Node, Topology};
+
+    /// Where no policy is, each packet comes, also the last one before the end.
+    #[test]
+    fn packets_on_their_way_at_the_end_are_heard() {
+        let mut node = Node::new(Topology::Ptp).unwrap();
+        let mut live = Vec::new();
+        for n in 0..2_u8 {
+            let host = node.add(&format!("p{n}"), Attach::Pod, &[[10, 244, 0, 10 + n].into()]).unwrap();
+            live.push(Arc::new(Live::new(n.into(), &host.ns, host.ips[0]).unwrap()));
+        }
+        for _ in 0..6 {
+            let traffic = Traffic::start(Pace { pause: Duration::from_micros(10), random: 2 });
+            live.iter().for_each(|pod| traffic.add(pod));
+            traffic.watch(&live[0], &live[1]);
+            while traffic.probes().len() < 50 {
+                thread::sleep(Duration::from_millis(5));
+            }
+            traffic.forget(&live[1]);
+            let (probes, losses) = traffic.end();
+            let silent: Vec<_> = probes.iter().filter(|probe| probe.came.is_none()).collect();
+            assert!(silent.len() <= losses.total(), "{} of {}: {silent:?}", silent.len(), probes.len());
+        }
+    }
+}
