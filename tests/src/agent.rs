@@ -2,6 +2,7 @@
 
 use crate::{net::Node, scenario::State};
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use std::{
     ffi::{CString, OsStr},
     fs::{self, File},
@@ -192,6 +193,21 @@ impl Agent {
         let mut command = self.command("policyctl")?;
         command.arg("--socket").arg(self.socket());
         Ok(command)
+    }
+
+    /// What `policyctl` prints as JSON; it must succeed.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let output = self.ctl(arguments.iter().copied().chain(["--output", "json"]))?;
+        let told = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "policyctl {arguments:?}: {told}");
+        serde_json::from_slice(&output.stdout).with_context(|| format!("policyctl {arguments:?}"))
+    }
+
+    /// What `policyctl` tells of a pod's endpoint; null while it knows no such pod.
+    pub fn endpoint(&self, pod: &str) -> Result<Value> {
+        let all = self.json(&["get", "endpoints"])?;
+        let found = all["endpoints"].as_array().into_iter().flatten().find(|one| one["pod"] == pod);
+        Ok(found.cloned().unwrap_or_default())
     }
 
     /// Starts a `policyctl` that keeps running, with its output in a pipe.

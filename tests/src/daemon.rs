@@ -2,10 +2,13 @@
 //! with everything in it.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,7 +34,7 @@ impl Daemon {
     pub fn start(mut command: Command, group: &ControlGroup, ns: &Netns, log: &Path) -> Result<Self> {
         let log = File::options().create(true).append(true).open(log).context("open a log")?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        enter(&mut command, group, ns)?;
+        enter(&mut command, group.directory(), ns)?;
         let child = command.spawn().with_context(|| format!("start {:?}", command.get_program()))?;
         Ok(Self { child, group: group.directory().to_owned() })
     }
@@ -98,12 +101,12 @@ pub fn processes(group: &Path) -> Vec<i32> {
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
-/// Makes the child that `command` starts run in the group and the namespace.
+/// Makes the child that `command` starts run in the group of this directory and in the namespace.
 ///
 /// # Errors
 /// The group is gone.
-pub fn enter(command: &mut Command, group: &ControlGroup, ns: &Netns) -> Result<()> {
-    let procs = group.directory().join("cgroup.procs");
+pub fn enter(command: &mut Command, group: &Path, ns: &Netns) -> Result<()> {
+    let procs = group.join("cgroup.procs");
     let mut procs =
         File::options().write(true).open(&procs).with_context(|| format!("open {}", procs.display()))?;
     // SAFETY: between fork and exec only a write runs, on a descriptor that the closure owns.
@@ -117,9 +120,73 @@ pub fn enter(command: &mut Command, group: &ControlGroup, ns: &Netns) -> Result<
 ///
 /// # Errors
 /// It can't be started.
-pub fn run(mut command: Command, group: &ControlGroup, ns: &Netns) -> Result<Output> {
+pub fn run(mut command: Command, group: &Path, ns: &Netns) -> Result<Output> {
     enter(&mut command, group, ns)?;
     command.stdin(Stdio::null()).output().with_context(|| format!("run {:?}", command.get_program()))
+}
+
+/// What an HTTP server says to a request, head and body; none if it cannot be reached within the limit.
+///
+/// # Errors
+/// The address is none.
+pub fn http(ns: &Netns, at: &str, path: &str, limit: Duration) -> Result<Option<String>> {
+    let at: SocketAddr = at.parse().with_context(|| format!("{at} is no address"))?;
+    Ok(ns.run(|| {
+        let mut stream = TcpStream::connect_timeout(&at, limit).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        Some(text)
+    }))
+}
+
+/// What the PostgreSQL server at a host answers to a query from a process of the group; none if it does not.
+///
+/// # Errors
+/// The client can't be run.
+pub fn query(group: &Path, ns: &Netns, host: &str, sql: &str, limit: Duration) -> Result<Option<String>> {
+    let mut psql = Command::new("timeout");
+    psql.arg(limit.as_secs_f32().to_string()).args(["psql", "-XAtq", "-U", "postgres", "-d", "postgres"]);
+    psql.args(["-h", host.trim_matches(['[', ']']), "-c", sql]).current_dir("/").env("PGSSLMODE", "disable");
+    let output = run(psql, group, ns)?;
+    Ok(output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned()))
+}
+
+/// How often a port was tried, and how often somebody answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Knocks {
+    /// Connections that were tried.
+    pub tried: u32,
+    /// Connections that came about.
+    pub open: u32,
+}
+
+/// Tries a TCP port from each of these namespaces, over and over, while `work` is done.
+pub fn knock<T>(from: &[&Arc<Netns>], at: SocketAddr, work: impl FnOnce() -> T) -> (T, Knocks) {
+    struct Ends<'a>(&'a AtomicBool);
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let (end, tried, open) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
+    let done = thread::scope(|scope| {
+        // Nobody may knock for ever behind work that panics.
+        let _ends = Ends(&end);
+        for ns in from {
+            scope.spawn(|| {
+                while !end.load(Ordering::Relaxed) {
+                    let answered =
+                        ns.run(|| TcpStream::connect_timeout(&at, Duration::from_millis(3)).is_ok());
+                    open.fetch_add(u32::from(answered), Ordering::Relaxed);
+                    tried.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        work()
+    });
+    (done, Knocks { tried: tried.into_inner(), open: open.into_inner() })
 }
 
 /// A command of PostgreSQL, which refuses to run as root.

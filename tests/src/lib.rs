@@ -20,6 +20,7 @@ pub mod report;
 pub mod scenario;
 pub mod soak;
 pub mod stream;
+pub mod systemd;
 pub mod tamper;
 pub mod test_run;
 pub mod twin;

@@ -4,17 +4,17 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use policy_tests::agent::{Agent, program_path};
-use policy_tests::daemon::{Daemon, postgres, processes, run};
+use policy_tests::daemon::{Daemon, http, knock, postgres, processes, query, run};
 use policy_tests::group::ControlGroup;
 use policy_tests::net::{Attach, Host, Netns, Node, Topology};
 
@@ -147,7 +147,7 @@ impl Setup {
         let data = self.path("data").join("db");
         let mut init = postgres("initdb").unwrap();
         init.args(["--auth", "trust", "--no-sync", "--username", "postgres", "-D"]).arg(&data);
-        let done = run(init, &self.other, &self.host).unwrap();
+        let done = run(init, self.other.directory(), &self.host).unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         let mut rules = fs::OpenOptions::new().append(true).open(data.join("pg_hba.conf")).unwrap();
         rules.write_all(b"host all all 0.0.0.0/0 trust\nhost all all ::/0 trust\n").unwrap();
@@ -179,27 +179,9 @@ impl Setup {
         }
     }
 
-    /// What the database answers to a query from a process of the group.
-    fn query(
-        &self,
-        group: &ControlGroup,
-        ns: &Netns,
-        host: &str,
-        sql: &str,
-        limit: Duration,
-    ) -> Option<String> {
-        let mut psql = Command::new("timeout");
-        psql.arg(format!("{}", limit.as_secs_f32()))
-            .args(["psql", "-XAtq", "-U", "postgres", "-d", "postgres"]);
-        psql.args(["-h", host.trim_matches(['[', ']']), "-c", sql]).current_dir("/");
-        psql.env("PGSSLMODE", "disable");
-        let output = run(psql, group, ns).unwrap();
-        output.status.success().then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
-    }
-
     /// Whether a process of the group gets an answer to a query.
     fn asks_db(&self, group: &ControlGroup, host: &str, limit: Duration) -> bool {
-        let answer = self.query(group, &self.host, host, "select 6 * 7", limit);
+        let answer = query(group.directory(), &self.host, host, "select 6 * 7", limit).unwrap();
         assert!(answer.is_none() || answer.as_deref() == Some("42"), "{answer:?}");
         answer.is_some()
     }
@@ -213,7 +195,7 @@ impl Setup {
         let sql = format!(
             "create temp table told(line text); copy told from program $${fetch}$$; select line from told"
         );
-        let answer = self.query(&self.web_group, &self.host, HOST, &sql, LONG * 2);
+        let answer = query(self.web_group.directory(), &self.host, HOST, &sql, LONG * 2).unwrap();
         answer.expect("the web server may ask the database").contains("nginx of the test")
     }
 }
@@ -223,20 +205,8 @@ fn example(name: &str) -> String {
     fs::read_to_string(path).unwrap()
 }
 
-/// First line and body of what an HTTP server says.
-fn http(ns: &Netns, at: &str, path: &str, limit: Duration) -> Option<String> {
-    ns.run(|| {
-        let mut stream = TcpStream::connect_timeout(&at.parse().unwrap(), limit).ok()?;
-        stream.set_read_timeout(Some(LONG)).unwrap();
-        write!(stream, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).ok()?;
-        Some(text)
-    })
-}
-
 fn is_nginx(ns: &Netns, at: &str, limit: Duration) -> bool {
-    let answer = http(ns, at, "/", limit);
+    let answer = http(ns, at, "/", limit).unwrap();
     let genuine = answer.as_deref().is_none_or(|text| text.ends_with("nginx of the test"));
     assert!(genuine, "{answer:?}");
     answer.is_some()
@@ -267,10 +237,15 @@ fn holds_at(setup: &Setup, address: &str) {
     assert!(!nothing, "the database's group asks nobody at {address}");
 }
 
+/// What somebody without a policy of its own is told by the database.
+fn ask(setup: &Setup, ns: &Netns, limit: Duration) -> Option<String> {
+    query(setup.slice.directory(), ns, HOST, "select 1", limit).unwrap()
+}
+
 fn run_bash(setup: &Setup, group: &ControlGroup, script: &str) -> bool {
     let mut command = Command::new("timeout");
     command.arg(SHORT.as_secs_f32().to_string()).args(["bash", "-c", script]);
-    run(command, group, &setup.host).unwrap().status.success()
+    run(command, group.directory(), &setup.host).unwrap().status.success()
 }
 
 #[test]
@@ -283,11 +258,8 @@ fn nginx_and_postgresql_are_isolated_from_each_other_and_the_world() {
     let outside = &setup.outside.ns;
     assert!(is_nginx(outside, &format!("{HOST}:80"), LONG), "from outside");
     assert!(!is_nginx(outside, &format!("{HOST}:8080"), SHORT), "another port from outside");
-    assert!(
-        setup.query(&setup.slice, outside, HOST, "select 1", SHORT).is_none(),
-        "the database from outside"
-    );
-    let through = http(&setup.host, "127.0.0.1:80", "/outside", LONG).unwrap();
+    assert!(ask(&setup, outside, SHORT).is_none(), "the database from outside");
+    let through = http(&setup.host, "127.0.0.1:80", "/outside", LONG).unwrap().unwrap();
     assert!(through.contains(" 50"), "nginx asked somebody outside: {through}");
     assert!(!setup.db_asks_web(SHORT), "PostgreSQL asked nginx");
 
@@ -295,20 +267,20 @@ fn nginx_and_postgresql_are_isolated_from_each_other_and_the_world() {
     setup.agent.write_manifest("more.yaml", MORE).unwrap();
     let mut setup = setup;
     setup.agent.wait().unwrap();
-    let through = http(&setup.host, "127.0.0.1:80", "/outside", LONG).unwrap();
+    let through = http(&setup.host, "127.0.0.1:80", "/outside", LONG).unwrap().unwrap();
     assert!(through.ends_with("outside of the test"), "{through}");
     assert!(setup.db_asks_web(LONG), "PostgreSQL may ask nginx now");
     let outside = setup.outside.ns.clone();
-    let answer = setup.query(&setup.slice, &outside, HOST, "select 1", LONG);
+    let answer = ask(&setup, &outside, LONG);
     assert_eq!(answer.as_deref(), Some("1"), "the database from outside");
     assert!(!setup.asks_db(&setup.other, HOST, SHORT), "another service");
 
     // And taken back.
     setup.agent.remove_manifest("more.yaml").unwrap();
     setup.agent.wait().unwrap();
-    assert!(http(&setup.host, "127.0.0.1:80", "/outside", LONG).unwrap().contains(" 50"));
+    assert!(http(&setup.host, "127.0.0.1:80", "/outside", LONG).unwrap().unwrap().contains(" 50"));
     assert!(!setup.db_asks_web(SHORT));
-    assert!(setup.query(&setup.slice, &outside, HOST, "select 1", SHORT).is_none());
+    assert!(ask(&setup, &outside, SHORT).is_none());
 
     setup.agent.kill().unwrap();
     holds_at(&setup, HOST);
@@ -320,49 +292,23 @@ fn nginx_and_postgresql_are_isolated_from_each_other_and_the_world() {
 fn a_restarted_database_is_protected_from_its_first_packet() {
     let mut setup = Setup::new(&[]);
     assert!(setup.asks_db(&setup.web_group, HOST, LONG));
-    let (end, tried, leaked) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
-    let (outside, other) = (setup.outside.ns.clone(), setup.host.clone());
-    thread::scope(|scope| {
-        // A stopped thread must not outlive a failed test.
-        let _ends = Ends(&end);
-        for ns in [&outside, &other] {
-            scope.spawn(|| {
-                while !end.load(Ordering::Relaxed) {
-                    let at = format!("{HOST}:5432").parse().unwrap();
-                    let open = ns.run(|| TcpStream::connect_timeout(&at, Duration::from_millis(3)).is_ok());
-                    leaked.fetch_add(u32::from(open), Ordering::Relaxed);
-                    tried.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
+    let (outside, host) = (setup.outside.ns.clone(), setup.host.clone());
+    let ((), knocks) = knock(&[&outside, &host], format!("{HOST}:5432").parse().unwrap(), || {
         for _ in 0..3 {
             setup.db.take().unwrap().stop().unwrap();
             // As systemd does: the unit's group goes, and a new one comes with the start.
             setup.db_group.make_again().unwrap();
             let mut wait = Command::new(program_path("policyctl").unwrap());
-            wait.arg("--socket").arg(setup.agent.socket()).args([
-                "wait",
-                "--pod",
-                "shop/db",
-                "--timeout",
-                "30s",
-            ]);
-            let waited = run(wait, &setup.db_group, &setup.host).unwrap();
+            wait.arg("--socket").arg(setup.agent.socket());
+            wait.args(["wait", "--pod", "shop/db", "--timeout", "30s"]);
+            let waited = run(wait, setup.db_group.directory(), &setup.host).unwrap();
             assert!(waited.status.success(), "{}", String::from_utf8_lossy(&waited.stderr));
             setup.start_db();
             assert!(setup.asks_db(&setup.web_group, HOST, LONG), "after a restart");
         }
     });
-    assert_eq!(leaked.into_inner(), 0, "connections that no policy allows");
-    assert!(tried.into_inner() > 50);
-}
-
-struct Ends<'a>(&'a AtomicBool);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
+    assert_eq!(knocks.open, 0, "connections that no policy allows");
+    assert!(knocks.tried > 50);
 }
 
 #[test]

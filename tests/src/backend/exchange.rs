@@ -1,10 +1,18 @@
 //! Conversations as packets: what two hosts send each other when one of them opens.
 
+use super::{
+    evaluator::{address, place},
+    run::Places,
+};
 use crate::{
     pkt::{Ip, Packet, Sctp, Tcp, flags},
-    scenario::{Port, Transport},
+    scenario::{Pair, Place, Port, Transport},
 };
-use std::net::IpAddr;
+use anyhow::{Context, Result};
+use std::{collections::BTreeMap, net::IpAddr};
+
+/// First source port of conversations.
+const FIRST_PORT: u16 = 32_768;
 
 /// Largest packet that a link carries, in bytes.
 const MTU: usize = 1500;
@@ -16,6 +24,62 @@ pub(super) enum Speaker {
     Client,
     /// The other.
     Server,
+}
+
+/// Conversations of a back end that sends packets itself: each has a number of its own, and some go on.
+#[derive(Debug, Default)]
+pub(super) struct Conversations {
+    begun: u16,
+    sessions: BTreeMap<String, (Pair, Exchange)>,
+}
+
+impl Conversations {
+    /// A new one between the ends of a pair.
+    pub(super) fn begin(&mut self, places: &Places, pair: &Pair, size: usize) -> Result<Exchange> {
+        self.begun = (self.begun + 1) % (u16::MAX - FIRST_PORT);
+        Ok(Exchange {
+            client: address(place(places, &pair.from)?, pair.family)?,
+            server: address(place(places, &pair.to)?, pair.family)?,
+            port: pair.port,
+            number: FIRST_PORT + self.begun,
+            size,
+        })
+    }
+
+    /// Keeps one under a name.
+    pub(super) fn keep(&mut self, id: &str, pair: &Pair, exchange: Exchange) {
+        self.sessions.insert(id.to_owned(), (pair.clone(), exchange));
+    }
+
+    /// The one of this name.
+    pub(super) fn kept(&self, id: &str) -> Result<(Pair, Exchange)> {
+        self.sessions.get(id).cloned().with_context(|| format!("no session {id}"))
+    }
+
+    /// Forgets those that were kept.
+    pub(super) fn forget(&mut self) {
+        self.sessions.clear();
+    }
+}
+
+/// Sends packets until one is lost; whether all passed. `passes`: whether one does, from the first place to the second.
+pub(super) fn deliver(
+    places: &Places,
+    pair: &Pair,
+    packets: &[(Speaker, Packet)],
+    mut passes: impl FnMut(&Place, &Place, &Packet) -> Result<bool>,
+) -> Result<bool> {
+    let (client, server) = (place(places, &pair.from)?, place(places, &pair.to)?);
+    for (speaker, packet) in packets {
+        let passed = match speaker {
+            Speaker::Client => passes(client, server, packet)?,
+            Speaker::Server => passes(server, client, packet)?,
+        };
+        if !passed {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Addresses and ports of one conversation.

@@ -2,54 +2,41 @@
 //! addresses; the real agent judges them.
 
 use super::{
-    objects::{Change, Id, Objects},
+    objects::Change,
     run::{Backend, Places, Seen, in_order},
+    station::{ALIVE, SIZE, Station, host_name},
 };
 use crate::{
-    agent::Agent,
     group::ControlGroup,
     net::{Attach, Host, Netns, Node, Topology},
-    probe::{Link, Outcome, Probe, Responder, Want, verdicts},
+    probe::{Link, Outcome, Probe, Want, verdicts},
     scenario::{
         AgentAction, Answer, Case, Expected, Loopback, Pair, Place, Port, Regroup, SessionState, State,
         Transport, Where, Workloads,
     },
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
-    time::Duration,
 };
-
-/// Bytes of payload unless a scenario asks for more.
-const SIZE: usize = 8;
-/// How long a connection that should be broken gets to prove the contrary.
-const BROKEN: Duration = Duration::from_millis(400);
-/// How long a connection that should be alive gets: TCP may be in the middle of a back-off.
-const ALIVE: Duration = Duration::from_secs(8);
 
 /// A host, its agent, and what a scenario has put on it.
 #[derive(Debug)]
 pub struct Groups {
-    // The agent goes first on drop, and groups go after the sockets and processes in them.
-    agent: Agent,
-    sessions: BTreeMap<String, Link>,
-    responder: Responder,
+    // Groups go after the sockets and processes in them.
+    station: Station,
     members: BTreeMap<String, Member>,
-    node: Node,
-    objects: Objects,
-    files: BTreeMap<Id, String>,
-    next_file: u32,
     /// Addresses of pods that the host has.
     own: BTreeSet<IpAddr>,
     outside: BTreeMap<String, Place>,
     workloads: Workloads,
+    /// Pods whose processes are in another pod's group.
+    moved: BTreeSet<String>,
     /// Whether the scenario is about control groups: then the host's own processes are asked too.
     apart: bool,
-    running: bool,
 }
 
 /// A pod: its sockets are the group's.
@@ -63,23 +50,14 @@ struct Member {
 impl Groups {
     /// A host with a running agent and nothing else.
     pub fn start() -> Result<Self> {
-        let node = Node::new(Topology::Ptp)?;
-        let mut agent = Agent::new(&node)?;
-        agent.start()?;
         Ok(Self {
-            agent,
-            sessions: BTreeMap::new(),
-            responder: Responder::start(),
+            station: Station::start(Topology::Ptp)?,
             members: BTreeMap::new(),
-            node,
-            objects: Objects::default(),
-            files: BTreeMap::new(),
-            next_file: 0,
             own: BTreeSet::new(),
             outside: BTreeMap::new(),
             workloads: Workloads::default(),
+            moved: BTreeSet::new(),
             apart: false,
-            running: true,
         })
     }
 
@@ -120,26 +98,26 @@ impl Groups {
         for (name, member) in &mut self.members {
             let now = places.iter().find(|place| place.name == *name && place.at == Where::Pod);
             if member.place.as_ref() != now {
-                self.responder.forget(name);
+                self.station.responder.forget(name);
                 member.place = now.cloned();
             }
         }
         for (host, place) in std::mem::take(&mut self.outside) {
             if outside.get(&host).is_none_or(|now| now.ips != place.ips) {
-                self.responder.forget(&host);
-                self.node.remove(&host)?;
+                self.station.responder.forget(&host);
+                self.station.node.remove(&host)?;
             }
         }
         for ip in self.own.difference(&own) {
-            self.node.remove_own(*ip)?;
+            self.station.node.remove_own(*ip)?;
         }
         for (host, place) in &outside {
-            if self.node.host(host).is_none() {
-                self.node.add(host, Attach::Outside, &place.ips)?;
+            if self.station.node.host(host).is_none() {
+                self.station.node.add(host, Attach::Outside, &place.ips)?;
             }
         }
         for ip in own.difference(&self.own) {
-            self.node.add_own(*ip)?;
+            self.station.node.add_own(*ip)?;
         }
         (self.own, self.outside) = (own, outside);
         for place in pods {
@@ -151,36 +129,40 @@ impl Groups {
     fn member(&mut self, name: &str) -> Result<&mut Member> {
         if !self.members.contains_key(name) {
             let group = ControlGroup::new()?;
-            let sockets = Arc::new(self.node.ns().with_sockets_of(&group)?);
+            let sockets = Arc::new(self.station.node.ns().with_sockets_of(&group)?);
             self.members.insert(name.to_owned(), Member { sockets, place: None, group });
         }
         self.members.get_mut(name).context("was inserted above")
     }
 
     fn write(&mut self, state: &State) -> Result<()> {
-        for change in self.objects.update(state) {
+        for change in self.station.changes(state) {
             match change {
                 Change::Put(id, mut object) => {
                     if let Some(name) = local_pod(&object) {
                         let path = self.member(&name)?.group.path().to_owned();
                         object["metadata"]["annotations"]["policy-agent.io/cgroup"] = path.into();
                     }
-                    let next = &mut self.next_file;
-                    let file = self.files.entry(id).or_insert_with(|| {
-                        *next += 1;
-                        format!("{next:06}.json")
-                    });
-                    self.agent.write_manifest(file, &object.to_string())?;
+                    self.station.put(id, &object)?;
                 }
                 Change::Gone(id, object) => {
-                    let file = self.files.remove(&id).context("a manifest that was never written is gone")?;
-                    self.agent.remove_manifest(&file)?;
+                    self.station.remove(&id)?;
                     if let Some(name) = local_pod(&object) {
-                        self.responder.forget(&name);
+                        self.station.responder.forget(&name);
                         self.members.remove(&name);
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Takes every process back into its own group: one that is in another's would outlive it, and keep it.
+    fn back_home(&mut self) -> Result<()> {
+        for name in std::mem::take(&mut self.moved) {
+            let Some(member) = self.members.get(&name) else { continue };
+            let maker = member.sockets.maker().context("a workload makes its sockets itself")?;
+            member.group.take(maker.process())?;
         }
         Ok(())
     }
@@ -192,10 +174,10 @@ impl Groups {
                 let member = self.members.get(&place.name).with_context(|| format!("no {}", place.name))?;
                 return Ok((member.sockets.clone(), place.name.clone()));
             }
-            Where::Node => return Ok((self.node.ns().clone(), place.name.clone())),
+            Where::Node => return Ok((self.station.node.ns().clone(), place.name.clone())),
             Where::Outside => host_name(place),
         };
-        let host: &Arc<Host> = self.node.host(&name).with_context(|| format!("no {name}"))?;
+        let host: &Arc<Host> = self.station.node.host(&name).with_context(|| format!("no {name}"))?;
         Ok((host.ns.clone(), name))
     }
 
@@ -265,7 +247,7 @@ impl Groups {
             let place = places.get(name).with_context(|| format!("no place {name}"))?;
             let ports: Vec<Port> = ports.into_iter().collect();
             let (ns, name) = self.sockets(place)?;
-            self.responder.listen_at(&name, &ns, &place.ips, &ports)?;
+            self.station.responder.listen_at(&name, &ns, &place.ips, &ports)?;
         }
         Ok(())
     }
@@ -273,12 +255,13 @@ impl Groups {
 
 impl Backend for Groups {
     fn begin(&mut self, case: &Case) -> Result<()> {
-        self.sessions.clear();
+        self.station.sessions.clear();
+        self.back_home()?;
         // Whoever was at an address may not be whom this scenario has there.
         for name in self.members.keys().chain(self.outside.keys()) {
-            self.responder.forget(name);
+            self.station.responder.forget(name);
         }
-        self.responder.forget("node:node-1");
+        self.station.responder.forget("node:node-1");
         self.apart = case.workloads.is_some();
         let workloads = case.workloads.unwrap_or_default();
         if self.workloads != workloads {
@@ -287,16 +270,13 @@ impl Backend for Groups {
                 Loopback::Exempt => &[],
                 Loopback::Judge => &["--loopback", "judge"],
             };
-            self.agent.kill()?;
-            self.agent.set_arguments(arguments);
-            self.agent.start()?;
-            self.running = true;
+            self.station.restart_with(arguments)?;
         }
         Ok(())
     }
 
     fn log(&self) -> Option<String> {
-        Some(self.agent.log())
+        Some(self.station.agent.log())
     }
 
     fn needs_open_baseline(&self) -> bool {
@@ -307,26 +287,19 @@ impl Backend for Groups {
     fn sync(&mut self, state: &State) -> Result<()> {
         self.place(state)?;
         self.write(state)?;
-        if self.running { self.agent.wait() } else { Ok(()) }
+        self.station.wait()
     }
 
     fn agent(&mut self, action: AgentAction) -> Result<()> {
-        match action {
-            AgentAction::Stop => self.agent.kill()?,
-            AgentAction::Start => self.agent.start()?,
-            AgentAction::Restart => {
-                self.agent.kill()?;
-                self.agent.start()?;
-            }
-        }
-        self.running = action != AgentAction::Stop;
-        Ok(())
+        self.station.act(action)
     }
 
     fn regroup(&mut self, movement: &Regroup) -> Result<()> {
         let member = |name: &str| self.members.get(name).with_context(|| format!("no workload {name}"));
         let maker = member(&movement.pod)?.sockets.maker().context("a workload makes its sockets itself")?;
-        member(&movement.into)?.group.take(maker.process())
+        member(&movement.into)?.group.take(maker.process())?;
+        self.moved.insert(movement.pod.clone());
+        Ok(())
     }
 
     fn probe(&mut self, places: &Places, pairs: &[Expected], size: Option<usize>) -> Result<Vec<Seen>> {
@@ -347,20 +320,19 @@ impl Backend for Groups {
         self.listen(places, [pair])?;
         let expected = Expected::open(pair.clone());
         let link = Link::open(&self.question(places, &expected, SIZE)?, ALIVE)?;
-        let opened = link.is_some();
-        if let Some(link) = link {
-            self.sessions.insert(id.to_owned(), link);
-        }
-        Ok(opened)
+        Ok(self.station.keep(id, link))
     }
 
     fn is_alive(&mut self, _places: &Places, id: &str, expected: SessionState) -> Result<bool> {
-        let Some(link) = self.sessions.get_mut(id) else { bail!("no session {id}") };
-        let wait = match expected {
-            SessionState::Alive => ALIVE,
-            SessionState::Broken | SessionState::Either => BROKEN,
-        };
-        link.is_alive(wait)
+        self.station.is_alive(id, expected)
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        if let Err(error) = self.back_home() {
+            eprintln!("taking processes back into their groups: {error:#}");
+        }
     }
 }
 
@@ -375,9 +347,4 @@ fn local_pod(object: &Value) -> Option<String> {
 /// The host's own address of the same family.
 fn own_address(like: IpAddr) -> IpAddr {
     if like.is_ipv4() { Node::ADDRESS4.into() } else { Node::ADDRESS6.into() }
-}
-
-/// Hosts outside share one namespace, and several names may stand for one of them.
-fn host_name(place: &Place) -> String {
-    place.ips.first().map_or_else(|| place.name.clone(), |ip| format!("outside {ip}"))
 }

@@ -5,7 +5,7 @@
 
 use super::{
     evaluator::{address, deltas, new_world, place},
-    exchange::{Exchange, Speaker},
+    exchange::{Conversations, Speaker, deliver},
     objects::Objects,
     run::{Backend, Places, Seen, in_order},
 };
@@ -14,7 +14,7 @@ use crate::{
     scenario::{Case, Expected, Pair, Place, SessionState, State, Where},
     test_run::{From, TestRun},
 };
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use policy_common::abi::{Direction, endpoint_config, limits};
 use policy_engine::{
     desired::Endpoint,
@@ -30,8 +30,6 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 /// Name and UID of a pod: another pod of the name is another endpoint.
 type PodId = (String, Arc<str>);
 
-/// First source port of conversations.
-const FIRST_PORT: u16 = 32_768;
 /// How often a plan may ask for a clean-up before it is stuck.
 const ROUNDS: usize = 8;
 
@@ -44,8 +42,7 @@ pub struct Kernel {
     endpoints: BTreeMap<PodId, (Endpoint, Vec<IpAddr>)>,
     next_slot: u16,
     next_id: u32,
-    next_port: u16,
-    sessions: BTreeMap<String, (Pair, Exchange)>,
+    conversations: Conversations,
 }
 
 impl Kernel {
@@ -60,8 +57,7 @@ impl Kernel {
             endpoints: BTreeMap::new(),
             next_slot: 1,
             next_id: 1,
-            next_port: FIRST_PORT,
-            sessions: BTreeMap::new(),
+            conversations: Conversations::default(),
         })
     }
 
@@ -149,30 +145,8 @@ impl Kernel {
         self.run.passes_from(slot, Direction::Ingress, way, &frame)
     }
 
-    /// Sends packets until one is lost; whether all passed.
     fn deliver(&self, places: &Places, pair: &Pair, packets: &[(Speaker, Packet)]) -> Result<bool> {
-        let (client, server) = (place(places, &pair.from)?, place(places, &pair.to)?);
-        for (speaker, packet) in packets {
-            let passed = match speaker {
-                Speaker::Client => self.passes(client, server, packet)?,
-                Speaker::Server => self.passes(server, client, packet)?,
-            };
-            if !passed {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    fn exchange(&mut self, places: &Places, pair: &Pair, size: usize) -> Result<Exchange> {
-        self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_PORT);
-        Ok(Exchange {
-            client: address(place(places, &pair.from)?, pair.family)?,
-            server: address(place(places, &pair.to)?, pair.family)?,
-            port: pair.port,
-            number: self.next_port,
-            size,
-        })
+        deliver(places, pair, packets, |from, to, packet| self.passes(from, to, packet))
     }
 
     fn ask(&mut self, places: &Places, expected: &Expected, size: usize) -> Result<Seen> {
@@ -182,7 +156,7 @@ impl Kernel {
         if !self.run.tells_interface() && self.world.is_host_address(address(from, pair.family)?) {
             return Ok(Seen::default());
         }
-        let exchange = self.exchange(places, pair, size)?;
+        let exchange = self.conversations.begin(places, pair, size)?;
         let passes = self.deliver(places, pair, &exchange.opening())?;
         // Like a wire: it shows what the node under test enforces.
         let allow = expected.on_the_wire(from, to).map(|wanted| (passes == wanted) == expected.allow);
@@ -193,7 +167,7 @@ impl Kernel {
 impl Backend for Kernel {
     /// Flows of the last scenario go with its endpoints.
     fn begin(&mut self, _case: &Case) -> Result<()> {
-        self.sessions.clear();
+        self.conversations.forget();
         let all: Vec<PodId> = self.endpoints.keys().cloned().collect();
         self.remove(&all)
     }
@@ -226,14 +200,14 @@ impl Backend for Kernel {
     }
 
     fn open(&mut self, places: &Places, id: &str, pair: &Pair) -> Result<bool> {
-        let exchange = self.exchange(places, pair, 8)?;
+        let exchange = self.conversations.begin(places, pair, 8)?;
         let opened = self.deliver(places, pair, &exchange.opening())?;
-        self.sessions.insert(id.to_owned(), (pair.clone(), exchange));
+        self.conversations.keep(id, pair, exchange);
         Ok(opened)
     }
 
     fn is_alive(&mut self, places: &Places, id: &str, _expected: SessionState) -> Result<bool> {
-        let (pair, exchange) = self.sessions.get(id).cloned().context("no such session")?;
+        let (pair, exchange) = self.conversations.kept(id)?;
         self.deliver(places, &pair, &exchange.continued())
     }
 }

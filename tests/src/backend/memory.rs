@@ -3,8 +3,8 @@
 //! Every probe is a conversation, packet by packet, through the hooks of both ends.
 
 use super::{
-    evaluator::{address, deltas, new_world, own_address, place, query},
-    exchange::{Exchange, Speaker},
+    evaluator::{deltas, new_world, own_address, place, query},
+    exchange::{Conversations, Exchange, Speaker, deliver},
     objects::Objects,
     run::{Backend, Places, Seen, in_order},
 };
@@ -35,8 +35,6 @@ type PodId = (String, Arc<str>);
 
 /// Interface through which everything comes that is neither a local pod nor the node.
 const UPLINK: u32 = 1000;
-/// First source port of conversations.
-const FIRST_PORT: u16 = 32_768;
 
 /// Plans every change, applies it to tables in memory, and sends packets through hooks in memory.
 #[derive(Debug)]
@@ -47,10 +45,9 @@ pub struct Memory {
     datapath: MemDatapath,
     endpoints: BTreeMap<PodId, Endpoint>,
     next_slot: u16,
-    next_port: u16,
     now: u32,
     translations: Translations,
-    sessions: BTreeMap<String, (Pair, Exchange)>,
+    conversations: Conversations,
 }
 
 impl Memory {
@@ -64,10 +61,9 @@ impl Memory {
             datapath: MemDatapath::new(MemTables::new(limits)),
             endpoints: BTreeMap::new(),
             next_slot: 1,
-            next_port: FIRST_PORT,
             now: 1,
             translations: Translations::default(),
-            sessions: BTreeMap::new(),
+            conversations: Conversations::default(),
         }
     }
 
@@ -163,7 +159,7 @@ impl Memory {
         size: usize,
     ) -> Result<Seen> {
         let pair = &expected.pair;
-        let outer = self.exchange(places, pair, size)?;
+        let outer = self.conversations.begin(places, pair, size)?;
         let Some(backend) = translation.backends.first() else {
             // The node refuses it, if the pod's hook does not.
             return Ok(Seen { allow: Some(false), ..Seen::default() });
@@ -184,24 +180,8 @@ impl Memory {
         Ok(Seen { allow, ..Seen::default() })
     }
 
-    /// Sends packets until one is lost; whether all passed.
     fn send(&mut self, places: &Places, pair: &Pair, packets: &[(Speaker, Packet)]) -> Result<bool> {
-        let (client, server) = (place(places, &pair.from)?, place(places, &pair.to)?);
-        Ok(packets.iter().all(|(speaker, packet)| match speaker {
-            Speaker::Client => self.passes(client, server, packet),
-            Speaker::Server => self.passes(server, client, packet),
-        }))
-    }
-
-    fn exchange(&mut self, places: &Places, pair: &Pair, size: usize) -> Result<Exchange> {
-        self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_PORT);
-        Ok(Exchange {
-            client: address(place(places, &pair.from)?, pair.family)?,
-            server: address(place(places, &pair.to)?, pair.family)?,
-            port: pair.port,
-            number: self.next_port,
-            size,
-        })
+        deliver(places, pair, packets, |from, to, packet| Ok(self.passes(from, to, packet)))
     }
 
     fn ask(&mut self, places: &Places, expected: &Expected, size: usize) -> Result<Seen> {
@@ -214,7 +194,7 @@ impl Memory {
         }
         let egress = self.side(&from, Direction::Egress, &query);
         let ingress = self.side(&to, Direction::Ingress, &query);
-        let exchange = self.exchange(places, pair, size)?;
+        let exchange = self.conversations.begin(places, pair, size)?;
         let passes = self.send(places, pair, &exchange.opening())?;
         // Like a wire: it shows what the node under test enforces.
         let allow = expected.on_the_wire(&from, &to).map(|wanted| (passes == wanted) == expected.allow);
@@ -266,14 +246,14 @@ impl Backend for Memory {
     }
 
     fn open(&mut self, places: &Places, id: &str, pair: &Pair) -> Result<bool> {
-        let exchange = self.exchange(places, pair, 8)?;
+        let exchange = self.conversations.begin(places, pair, 8)?;
         let opened = self.send(places, pair, &exchange.opening())?;
-        self.sessions.insert(id.to_owned(), (pair.clone(), exchange));
+        self.conversations.keep(id, pair, exchange);
         Ok(opened)
     }
 
     fn is_alive(&mut self, places: &Places, id: &str, _expected: SessionState) -> Result<bool> {
-        let (pair, exchange) = self.sessions.get(id).cloned().context("no such session")?;
+        let (pair, exchange) = self.conversations.kept(id)?;
         self.send(places, &pair, &exchange.continued())
     }
 }

@@ -9,6 +9,7 @@ mod kind;
 mod memory;
 mod objects;
 mod run;
+mod station;
 mod wire;
 
 pub use evaluator::Evaluator;

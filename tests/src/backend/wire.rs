@@ -1,8 +1,9 @@
 //! Real packets as a back end: a node of namespaces, the real agent on it, sockets in its pods.
 
 use super::{
-    objects::{Change, Id, Objects},
+    objects::Change,
     run::{Backend, Places, Seen, in_order},
+    station::{ALIVE, SIZE, Station, host_name},
 };
 use crate::{
     agent::Agent,
@@ -14,7 +15,7 @@ use crate::{
         Transport, Where,
     },
 };
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use policy_engine::model::ServiceMode;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,29 +23,13 @@ use std::{
     net::SocketAddr,
     process::{Command, Stdio},
     sync::Arc,
-    time::Duration,
 };
-
-/// Bytes of payload unless a scenario asks for more.
-const SIZE: usize = 8;
-/// How long a connection that should be broken gets to prove the contrary.
-const BROKEN: Duration = Duration::from_millis(400);
-/// How long a connection that should be alive gets: TCP may be in the middle of a back-off.
-const ALIVE: Duration = Duration::from_secs(8);
 
 /// A node, its agent, and what a scenario has put on it.
 #[derive(Debug)]
 pub struct Wire {
-    // The agent goes first on drop: it must not see its node fall apart.
-    agent: Agent,
-    sessions: BTreeMap<String, Link>,
-    responder: Responder,
-    node: Node,
-    objects: Objects,
-    files: BTreeMap<Id, String>,
-    next_file: u32,
+    station: Station,
     placed: BTreeMap<String, Placed>,
-    running: bool,
     mode: ServiceMode,
     translations: Translations,
 }
@@ -58,19 +43,9 @@ struct Placed {
 impl Wire {
     /// A node with a running agent and nothing else.
     pub fn start(topology: Topology) -> Result<Self> {
-        let node = Node::new(topology)?;
-        let mut agent = Agent::new(&node)?;
-        agent.start()?;
         Ok(Self {
-            agent,
-            sessions: BTreeMap::new(),
-            responder: Responder::start(),
-            node,
-            objects: Objects::default(),
-            files: BTreeMap::new(),
-            next_file: 0,
+            station: Station::start(topology)?,
             placed: BTreeMap::new(),
-            running: true,
             mode: ServiceMode::Tag,
             translations: Translations::default(),
         })
@@ -78,22 +53,22 @@ impl Wire {
 
     /// The agent, for suites that do more to it than scenarios can.
     pub fn agent_process(&mut self) -> &mut Agent {
-        &mut self.agent
+        &mut self.station.agent
     }
 
     /// The agent's pin directory.
     pub fn agent_pins(&self) -> std::path::PathBuf {
-        self.agent.bpffs().to_owned()
+        self.station.agent.bpffs().to_owned()
     }
 
     /// The node.
     pub fn node(&self) -> &Node {
-        &self.node
+        &self.station.node
     }
 
     /// Who answers for the hosts.
     pub fn responder(&self) -> &Responder {
-        &self.responder
+        &self.station.responder
     }
 
     /// Makes hosts and manifests equal to `state`, without waiting for the agent.
@@ -102,7 +77,7 @@ impl Wire {
         let translations = state.translations();
         // Rules that translate nothing track connections all the same, and put fragments together before the hooks.
         if translations.forwards != self.translations.forwards {
-            translate(self.node.ns(), &translations.forwards)?;
+            translate(self.station.node.ns(), &translations.forwards)?;
         }
         self.translations = translations;
         if !self.translations.forwards.is_empty() {
@@ -114,16 +89,16 @@ impl Wire {
     /// A frame that the translation sends back to where it came from leaves a bridge only by a port in this mode, which
     /// CNI plugins set.
     fn let_turn_back(&self) -> Result<()> {
-        if self.node.topology() != Topology::Bridge {
+        if self.station.node.topology() != Topology::Bridge {
             return Ok(());
         }
         let mut commands = String::new();
-        for host in self.node.hosts().filter(|host| host.attach == Attach::Pod) {
+        for host in self.station.node.hosts().filter(|host| host.attach == Attach::Pod) {
             commands.push_str(&format!("link set dev {} hairpin on\n", host.host_link));
         }
         let mut command = Command::new("bridge");
         command.args(["-batch", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
-        self.node.ns().enter_command(&mut command)?;
+        self.station.node.ns().enter_command(&mut command)?;
         let mut child = command.spawn().context("start bridge")?;
         child.stdin.take().context("bridge has no input")?.write_all(commands.as_bytes())?;
         let output = child.wait_with_output()?;
@@ -139,10 +114,10 @@ impl Wire {
     /// The host that a place is on.
     pub fn host_of(&self, place: &Place) -> Result<Arc<Host>> {
         if place.at == Where::Node {
-            return Ok(Arc::new(self.node.as_host()));
+            return Ok(Arc::new(self.station.node.as_host()));
         }
         let name = host_name(place);
-        self.node.host(&name).cloned().with_context(|| format!("{} is not on the node", place.name))
+        self.station.node.host(&name).cloned().with_context(|| format!("{} is not on the node", place.name))
     }
 
     /// Hosts of the node become those of the state: what changed its sandbox or address is made anew.
@@ -161,13 +136,13 @@ impl Wire {
         let gone: BTreeSet<String> =
             self.placed.values().filter(stale).map(|placed| placed.host.clone()).collect();
         for host in gone {
-            self.responder.forget(&host);
-            self.node.remove(&host)?;
+            self.station.responder.forget(&host);
+            self.station.node.remove(&host)?;
         }
         for placed in wanted.values() {
-            if self.node.host(&placed.host).is_none() {
+            if self.station.node.host(&placed.host).is_none() {
                 let attach = if placed.place.at == Where::Pod { Attach::Pod } else { Attach::Outside };
-                self.node.add(&placed.host, attach, &placed.place.ips)?;
+                self.station.node.add(&placed.host, attach, &placed.place.ips)?;
             }
         }
         self.placed = wanted;
@@ -175,20 +150,10 @@ impl Wire {
     }
 
     fn write(&mut self, state: &State) -> Result<()> {
-        for change in self.objects.update(state) {
+        for change in self.station.changes(state) {
             match change {
-                Change::Put(id, object) => {
-                    let next = &mut self.next_file;
-                    let file = self.files.entry(id).or_insert_with(|| {
-                        *next += 1;
-                        format!("{next:06}.json")
-                    });
-                    self.agent.write_manifest(file, &object.to_string())?;
-                }
-                Change::Gone(id, _) => {
-                    let file = self.files.remove(&id).context("a manifest that was never written is gone")?;
-                    self.agent.remove_manifest(&file)?;
-                }
+                Change::Put(id, object) => self.station.put(id, &object)?,
+                Change::Gone(id, _) => self.station.remove(&id)?,
             }
         }
         Ok(())
@@ -268,7 +233,7 @@ impl Wire {
         for (name, ports) in ports {
             let place = places.get(&name).with_context(|| format!("no place {name}"))?;
             let ports: Vec<Port> = ports.into_iter().collect();
-            self.responder.listen(&*self.host_of(place)?, &ports)?;
+            self.station.responder.listen(&*self.host_of(place)?, &ports)?;
         }
         Ok(())
     }
@@ -278,7 +243,7 @@ impl Backend for Wire {
     /// Pods of the last scenario stay, as on a node that lives long, unless this one asks about protocols without
     /// ports: there an old flow cannot be told from a new one.
     fn begin(&mut self, case: &Case) -> Result<()> {
-        self.sessions.clear();
+        self.station.sessions.clear();
         let mut ports =
             case.steps.iter().filter_map(|step| step.expect.as_ref()).flat_map(|expect| &expect.ports);
         if !ports.any(|port| matches!(port.transport, Transport::Other(_))) {
@@ -287,23 +252,20 @@ impl Backend for Wire {
         let hosts: BTreeSet<String> =
             std::mem::take(&mut self.placed).into_values().map(|placed| placed.host).collect();
         for host in hosts {
-            self.responder.forget(&host);
-            self.node.remove(&host)?;
+            self.station.responder.forget(&host);
+            self.station.node.remove(&host)?;
         }
         Ok(())
     }
 
     fn log(&self) -> Option<String> {
-        Some(self.agent.log())
+        Some(self.station.agent.log())
     }
 
     fn judge_services(&mut self, mode: ServiceMode) -> Result<bool> {
         if self.mode != mode {
             self.mode = mode;
-            self.agent.kill()?;
-            self.agent.set_arguments(&["--services", mode.name()]);
-            self.agent.start()?;
-            self.running = true;
+            self.station.restart_with(&["--services", mode.name()])?;
         }
         Ok(true)
     }
@@ -314,20 +276,11 @@ impl Backend for Wire {
 
     fn sync(&mut self, state: &State) -> Result<()> {
         self.put(state)?;
-        if self.running { self.agent.wait() } else { Ok(()) }
+        self.station.wait()
     }
 
     fn agent(&mut self, action: AgentAction) -> Result<()> {
-        match action {
-            AgentAction::Stop => self.agent.kill()?,
-            AgentAction::Start => self.agent.start()?,
-            AgentAction::Restart => {
-                self.agent.kill()?;
-                self.agent.start()?;
-            }
-        }
-        self.running = action != AgentAction::Stop;
-        Ok(())
+        self.station.act(action)
     }
 
     fn probe(&mut self, places: &Places, pairs: &[Expected], size: Option<usize>) -> Result<Vec<Seen>> {
@@ -342,27 +295,10 @@ impl Backend for Wire {
     fn open(&mut self, places: &Places, id: &str, pair: &Pair) -> Result<bool> {
         self.listen(places, [pair.clone()])?;
         let link = Link::open(&self.question(places, pair, SIZE)?, ALIVE)?;
-        let opened = link.is_some();
-        if let Some(link) = link {
-            self.sessions.insert(id.to_owned(), link);
-        }
-        Ok(opened)
+        Ok(self.station.keep(id, link))
     }
 
     fn is_alive(&mut self, _places: &Places, id: &str, expected: SessionState) -> Result<bool> {
-        let Some(link) = self.sessions.get_mut(id) else { bail!("no session {id}") };
-        let wait = match expected {
-            SessionState::Alive => ALIVE,
-            SessionState::Broken | SessionState::Either => BROKEN,
-        };
-        link.is_alive(wait)
-    }
-}
-
-/// Hosts outside share one namespace, and several names may stand for one of them.
-fn host_name(place: &Place) -> String {
-    match (place.at, place.ips.first()) {
-        (Where::Outside, Some(ip)) => format!("outside {ip}"),
-        (_, _) => place.name.clone(),
+        self.station.is_alive(id, expected)
     }
 }

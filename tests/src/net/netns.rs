@@ -6,11 +6,13 @@ use anyhow::{Context, Result};
 use std::{
     fs::File,
     io,
+    net::{SocketAddr, TcpStream},
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     os::unix::process::CommandExt,
     panic::resume_unwind,
     process::Command,
     thread,
+    time::Duration,
 };
 
 /// A network namespace; it goes when the last descriptor, process and thread that uses it is gone.
@@ -86,6 +88,12 @@ impl Netns {
             });
             inside.join().unwrap_or_else(|panic| resume_unwind(panic))
         })
+    }
+
+    /// Whether a TCP connection from here to an address and port comes about within the limit.
+    pub fn reaches(&self, to: &str, limit: Duration) -> bool {
+        let to: SocketAddr = to.parse().expect("tests write addresses that are ones");
+        self.run(|| TcpStream::connect_timeout(&to, limit).is_ok())
     }
 
     /// Moves the calling thread into the namespace, for as long as the thread lives or until it enters another.

@@ -45,6 +45,12 @@ const PROGRAMS: &[Program] = &[
         scopes: &[Scope::Test],
     },
     Program {
+        name: "systemctl",
+        package: "systemd",
+        why: "tests run the shipped units under it",
+        scopes: &[Scope::Test],
+    },
+    Program {
         name: "setpriv",
         package: "util-linux",
         why: "tests run PostgreSQL as its own user",
