@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{TcpStream, UdpSocket};
+use std::net::UdpSocket;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -96,22 +96,19 @@ impl Setup {
     }
 
     fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.agent.ctl(arguments.iter().copied().chain(["--output", "json"])).unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
+        self.agent.json(arguments).unwrap()
     }
 
     fn endpoint(&self, name: &str) -> Value {
-        let all = self.json(&["get", "endpoints"]);
-        let found = all["endpoints"].as_array().unwrap().iter().find(|one| one["pod"] == name);
-        found.unwrap_or_else(|| panic!("no {name} in {all}")).clone()
+        let found = self.agent.endpoint(name).unwrap();
+        assert!(!found.is_null(), "no {name}");
+        found
     }
 }
 
 /// A process of the host that is no workload's connects.
 fn stranger(ns: &Netns, to: &str, milliseconds: u64) -> bool {
-    let limit = Duration::from_millis(milliseconds);
-    ns.run(|| TcpStream::connect_timeout(&to.parse().unwrap(), limit).is_ok())
+    ns.reaches(to, Duration::from_millis(milliseconds))
 }
 
 fn connects(group: &ControlGroup, ns: &Netns, to: &str, milliseconds: i64) -> bool {
@@ -426,6 +423,9 @@ fn what_somebody_else_changed_about_groups_is_found_and_put_right() {
         let again = setup.agent.ctl(["verify", "--output", "json"]).unwrap();
         assert!(again.status.success(), "{what}: {}", String::from_utf8_lossy(&again.stdout));
     };
+    let output = setup.agent.ctl(["verify", "--output", "json"]).unwrap();
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(output.status.success() && told["trials"].as_u64() > Some(10), "{told:#}");
     let (ours, theirs) = (groups.get(&db).unwrap().unwrap(), groups.get(&web).unwrap().unwrap());
     groups.remove(&db).unwrap();
     finds("a group less", true);

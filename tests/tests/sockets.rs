@@ -26,6 +26,7 @@ use policy_engine::limits::Limits;
 use policy_engine::mem::datapath::{MemDatapath, MemEndpoint, Way};
 use policy_engine::mem::tables::MemTables;
 use policy_engine::plan::{Op, Plan};
+use policy_engine::spot::Spot;
 use policy_engine::testing::rng::Rng;
 use policy_tests::group::ControlGroup;
 use policy_tests::net::Netns;
@@ -320,6 +321,49 @@ fn what_differs_from_an_interface() {
     assert_eq!(run(&mut both, Ingress, &short), (true, None), "not isolated in this direction");
 }
 
+/// The self-check's packets, in both directions and families: judged by the tables, where the kernel shows its programs
+/// the packet, at a socket.
+#[test]
+fn trials_are_judged_as_at_a_socket() {
+    let mut both = Both::new();
+    let shown = both.is_shown_bytes();
+    let mut trial = both.datapath.trial.make(true).unwrap();
+    assert!(trial.is_for_sockets());
+    assert_eq!(trial.sees_sockets(), shown);
+    assert!(!both.datapath.trial.make(false).unwrap().is_for_sockets());
+    let mut asked = 0;
+    for (row, [first, second]) in
+        [(ROW_OPEN, [true; 2]), (ROW_CLOSED, [false; 2]), (2, [false, true]), (3, [true, false])]
+    {
+        both.rows(row, row);
+        for (family, direction) in [0, 1].into_iter().flat_map(|family| [(family, Ingress), (family, Egress)])
+        {
+            for (peer, protocol, port, passes) in [
+                (0, 6, 81, first),
+                (1, 6, 81, second),
+                (0, 6, 80, row != ROW_CLOSED),
+                (2, 6, 80, row == ROW_OPEN),
+                (1, 132, 80, second),
+            ] {
+                let (local, remote) = (ip(OWN[family][0]), ip(PEERS[family][peer]));
+                let spot =
+                    Spot { slot: SLOT, direction, local, remote, protocol, from_port: 50_000, port, passes };
+                assert_eq!(
+                    trial.passes(&both.datapath.executor, &spot).unwrap(),
+                    passes,
+                    "row {row}: {spot:?}"
+                );
+                asked += 1;
+            }
+        }
+    }
+    assert_eq!(asked, 80);
+    // Nothing of it is left where packets are judged.
+    let events = std::iter::from_fn(|| both.datapath.ring.next_event()).count();
+    assert_eq!(events, 0);
+    both.compare_counters();
+}
+
 /// Groups of two endpoints on a host of its own whose one address both share; `web` may be served by `db`.
 struct Wire {
     db: ControlGroup,
@@ -361,8 +405,7 @@ impl Wire {
     }
 
     fn stranger(&self, to: &str) -> bool {
-        let limit = Duration::from_millis(300);
-        self.ns.run(|| TcpStream::connect_timeout(&to.parse().unwrap(), limit).is_ok())
+        self.ns.reaches(to, Duration::from_millis(300))
     }
 }
 

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper of a test that fails is a failed test")]
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, TcpStream};
+use std::net::IpAddr;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -89,12 +89,15 @@ impl Kubelet {
     }
 
     fn add(&mut self) -> &Pod {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let uid = format!(
-            "{:08x}-0000-4000-8000-{:012x}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
+        self.make(format!("{:08x}-0000-4000-8000-{:012x}", std::process::id(), number()))
+    }
+
+    /// A static pod, whose UID is a hash that the kubelet makes.
+    fn add_static(&mut self) -> &Pod {
+        self.make(format!("{:08x}{:024x}", std::process::id(), number()))
+    }
+
+    fn make(&mut self, uid: String) -> &Pod {
         let class = &self.parents[0];
         let name = match self.driver {
             Driver::Cgroupfs => format!("pod{uid}"),
@@ -108,6 +111,20 @@ impl Kubelet {
         self.pods.push(Pod { container, group, uid });
         self.pods.last().unwrap()
     }
+}
+
+fn number() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// What stands for a static pod in the API since a day of January 2024: the kubelet's UID is in an annotation.
+fn mirror(name: &str, uid: &str, of: &str, day: u32, rest: &str) -> String {
+    let more = format!(
+        "creationTimestamp: \"2024-01-{day:02}T00:00:00Z\", \
+         annotations: {{kubernetes.io/config.hash: {of}, kubernetes.io/config.mirror: {of}}}, labels"
+    );
+    manifest(name, uid, rest).replacen("labels", &more, 1)
 }
 
 /// A pod as the API has it.
@@ -167,12 +184,7 @@ impl Setup {
     }
 
     fn endpoint(&self, name: &str) -> Value {
-        let output = self.agent.ctl(["get", "endpoints", "--output", "json"]).unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let all: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let found = all["endpoints"].as_array().unwrap().iter().find(|one| one["pod"] == name);
-        // Before the agent has read its objects there are none.
-        found.cloned().unwrap_or_default()
+        self.agent.endpoint(name).unwrap()
     }
 
     /// The pod is told as not enforced, with these words once it was looked for.
@@ -203,8 +215,7 @@ impl Setup {
 }
 
 fn asks(ns: &Netns, to: &str, milliseconds: i64) -> bool {
-    let limit = Duration::from_millis(u64::try_from(milliseconds).unwrap());
-    ns.run(|| TcpStream::connect_timeout(&to.parse().unwrap(), limit).is_ok())
+    ns.reaches(to, Duration::from_millis(u64::try_from(milliseconds).unwrap()))
 }
 
 fn pods_are_judged_by_their_groups(driver: Driver) {
@@ -304,4 +315,50 @@ fn pods_on_the_hosts_network_are_judged_on_request_and_their_node_reaches_them()
     let host = &setup.kubelet.pods[2];
     let refused = host.container.udp(&ns, "0.0.0.0:0").unwrap().send_to(b"x", (OUTSIDE, 53)).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+}
+
+fn static_pods_are_judged_by_the_groups_of_their_kubelets_uid(driver: Driver) {
+    let mut setup = Setup::new(driver);
+    let judged = setup.kubelet.add_static().uid.clone();
+    let own = "77777777-0000-4000-8000-000000000000";
+    let rest = "spec: {nodeName: node-1, hostNetwork: true}\nstatus: {phase: Running, podIP: 192.0.2.1, podIPs: [{ip: 192.0.2.1}]}";
+    setup.agent.write_manifest("static.yaml", &mirror("static", own, &judged, 1, rest)).unwrap();
+    let group = &setup.kubelet.pods[2];
+    let ns = setup.node.ns().clone();
+    let _listener = group.container.listener(&ns, "0.0.0.0:80").unwrap();
+    let to = "192.0.2.1:80";
+    setup.agent.set_arguments(&["--host-network", "cgroup", "--unhookable", "cgroup"]);
+    setup.agent.start().unwrap();
+    setup.agent.wait().unwrap();
+    assert_eq!(setup.endpoint("static")["interface"], group.group.path(), "{driver:?}");
+    assert!(!asks(&setup.outside.ns, to, TRY), "from outside");
+    assert!(asks(&ns, to, LONG), "from its node");
+    let refused = group.container.udp(&ns, "0.0.0.0:0").unwrap().send_to(b"x", (OUTSIDE, 53)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+
+    // Another object says that it is this pod too, and another one's: neither changes whose the groups are.
+    let (to_b, b) = (format!("{B}:80"), setup.kubelet.pods[1].uid.clone());
+    let _web = setup.kubelet.pods[1].container.listener(&setup.b, "0.0.0.0:80").unwrap();
+    let liars = mirror("a-liar", "88888888-0000-4000-8000-000000000000", &judged, 2, rest)
+        + &mirror("a-thief", "99999999-0000-4000-8000-000000000000", &b, 1, &at("192.0.2.52"));
+    setup.agent.write_manifest("liars.yaml", &liars.replace("app: a-", "free: a-")).unwrap();
+    setup.agent.write_manifest(
+        "free.yaml",
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: free, namespace: x}\nspec: {podSelector: {matchExpressions: [{key: free, operator: Exists}]}, policyTypes: [Ingress, Egress], ingress: [{}], egress: [{}]}\n",
+    ).unwrap();
+    setup.wait_for_detail("a-liar", "is that of pod x/static");
+    setup.wait_for_detail("a-thief", "is that of pod x/b");
+    assert_eq!(setup.endpoint("b")["interface"], setup.kubelet.pods[1].group.path());
+    assert!(!asks(&setup.outside.ns, to, TRY), "from outside, to the static pod");
+    assert!(!asks(&setup.outside.ns, &to_b, TRY), "from outside, to b");
+}
+
+#[test]
+fn static_pods_are_judged_by_the_groups_of_the_cgroupfs_driver() {
+    static_pods_are_judged_by_the_groups_of_their_kubelets_uid(Driver::Cgroupfs);
+}
+
+#[test]
+fn static_pods_are_judged_by_the_groups_of_the_systemd_driver() {
+    static_pods_are_judged_by_the_groups_of_their_kubelets_uid(Driver::Systemd);
 }

@@ -118,6 +118,7 @@ fn pod(i: usize, app: usize, every: usize) -> Pod {
         uid: format!("uid{i}").into(),
         labels: labels(&[("app", &format!("app{app}")), ("pod-template-hash", &hash), ("tier", "back")]),
         node: Some(if every > 0 && i.is_multiple_of(every) { "n0" } else { "n1" }.into()),
+        mirror_of: None,
         host_network: false,
         phase: Phase::Running,
         terminating: false,

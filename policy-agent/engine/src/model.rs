@@ -179,6 +179,9 @@ pub struct Pod {
     pub key: ObjectKey,
     /// UID; empty when the object has none (files).
     pub uid: Arc<str>,
+    /// UID by which its kubelet runs it, where the object only mirrors a static pod (annotation
+    /// `kubernetes.io/config.mirror`). Whoever makes pods can write it: it claims what the kubelet tells, nothing else.
+    pub mirror_of: Option<Arc<str>>,
     /// Labels.
     pub labels: Labels,
     /// `spec.nodeName`.
@@ -214,6 +217,14 @@ impl Pod {
         match self.group() {
             Some(GroupHint::Path(_) | GroupHint::Unit(_)) => true,
             Some(GroupHint::Pod(_)) | None => false,
+        }
+    }
+    /// UID by which its kubelet, runtime and control group know it.
+    #[must_use]
+    pub const fn runtime_uid(&self) -> &Arc<str> {
+        match &self.mirror_of {
+            Some(uid) => uid,
+            None => &self.uid,
         }
     }
     /// Whether policies may select it and rules may name it.

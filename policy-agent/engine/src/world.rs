@@ -184,13 +184,17 @@ impl World {
 
     /// Pods of this node that policies may select (neither finished nor on the host's network), by key.
     pub fn local_pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.node_pods().filter(|pod| pod.is_subject())
+    }
+
+    /// All pods of this node, by key.
+    pub fn node_pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
         let first = (self.node_name.clone(), ObjectKey::new("", ""));
         self.index
             .by_node
             .range(first..)
             .take_while(|(node, _)| *node == self.node_name)
             .filter_map(|(_, key)| self.pods.get(key))
-            .filter(|pod| pod.is_subject())
     }
 
     /// Policies of a namespace, by name.
@@ -303,6 +307,7 @@ mod tests {
             uid: format!("uid-{name}-{created}").into(),
             labels: Labels::default(),
             node: Some("n1".into()),
+            mirror_of: None,
             host_network: false,
             phase: Phase::Running,
             terminating: false,

@@ -340,14 +340,14 @@ impl Core {
             self.checker.preparing = false;
             return Err(failure);
         }
-        if self.kernel.trial().is_none() {
+        if !self.kernel.is_ready_for_trials() {
             self.prepare_trial();
             return Ok(());
         }
+        self.checker.preparing = false;
         let closed: BTreeSet<_> =
             self.refused.iter().filter(|r| r.held == Held::Closed).map(|r| r.namespace.clone()).collect();
         let hooked = |e: &Endpoint| {
-            // Trials are packets at an interface, also of a control group: its tables are the same there.
             self.table.get(e.slot).is_some_and(|local| local.hooked) && !closed.contains(&e.pod.namespace)
         };
         let endpoints: Vec<Endpoint> = self.table.desired().into_iter().filter(hooked).collect();

@@ -111,10 +111,10 @@ impl Held {
         pod.addresses.contains(&self.claim.addresses[0])
     }
 
-    /// A static pod's object has a UID of its own, unlike what the runtime says, but a name like no other's.
+    /// The runtime knows a static pod by its kubelet's UID. The object that mirrors it is there first.
     fn is_of(&self, pod: &Pod) -> bool {
-        let same = self.claim.uid.is_empty() || self.claim.uid == pod.uid;
-        pod.is_subject() && (same || pod.addresses.is_empty() && !pod.terminating)
+        let same = self.claim.uid.is_empty() || self.claim.uid == *pod.runtime_uid();
+        pod.is_subject() && same
     }
 
     fn complete(&self, mut pod: Pod) -> Pod {
@@ -168,8 +168,17 @@ mod tests {
         let gone = Delta::PodGone { key: ObjectKey::new("x", "a"), uid: "old".into() };
         drop(claims.pass(gone));
         assert_eq!(address(&claims.pass(Delta::Pod(pod("new", &[])))), "10.0.0.7");
-        let fixed = claims.put(claim("a-file's-hash"), Some(&pod("u", &[])), now).unwrap();
-        assert_eq!(address(&fixed), "10.0.0.7", "a static pod");
+    }
+
+    #[test]
+    fn a_claim_for_a_static_pod_is_for_the_object_that_mirrors_it() {
+        let now = Instant::now();
+        let mirror = |of: &str| Pod { mirror_of: Some(of.into()), ..pod("u", &[]) };
+        let told = |pod: &Pod| address(&Claims::default().put(claim("hash"), Some(pod), now).unwrap());
+        assert_eq!(told(&mirror("hash")), "10.0.0.7");
+        assert_eq!(told(&mirror("earlier-hash")), "", "the file before this one made other labels, say");
+        assert_eq!(told(&pod("u", &[])), "", "not a static pod's");
+        assert_eq!(told(&pod("hash", &[])), "10.0.0.7");
     }
 
     #[test]

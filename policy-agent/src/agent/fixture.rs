@@ -11,6 +11,7 @@ pub(super) fn pod(name: &str, uid: &str, addresses: &[&str]) -> Pod {
     Pod {
         key: ObjectKey::new("x", name),
         uid: uid.into(),
+        mirror_of: None,
         labels: Labels::default(),
         node: Some("n1".into()),
         host_network: false,

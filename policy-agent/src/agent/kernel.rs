@@ -46,6 +46,12 @@ impl Kernel {
         self.executor.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether all programs that trials need are loaded: those of sockets once a control group is an endpoint.
+    pub fn is_ready_for_trials(&self) -> bool {
+        let sockets = self.groups.is_used();
+        self.trial().as_ref().is_some_and(|trial| trial.is_for_sockets() || !sockets)
+    }
+
     /// Programs for trials, once they are loaded.
     pub fn trial(&self) -> MutexGuard<'_, Option<Trial>> {
         self.trial.lock().unwrap_or_else(PoisonError::into_inner)
@@ -56,8 +62,8 @@ impl Kernel {
     /// # Errors
     /// The kernel's answer.
     pub fn prepare_trial(&self) -> datapath::Result<()> {
-        if self.trial().is_none() {
-            let made = self.maker.make()?;
+        if !self.is_ready_for_trials() {
+            let made = self.maker.make(self.groups.is_used())?;
             *self.trial() = Some(made);
         }
         Ok(())

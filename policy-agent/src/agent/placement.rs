@@ -65,7 +65,7 @@ pub(super) fn groups_of_unhookable(
             && (!pod.terminating || has_group(&pod.key))
             && candidate(pod, world, interfaces, netns).is_err_and(|miss| miss.unhookable)
     };
-    world.local_pods().filter(unhookable).map(|pod| GroupHint::Pod(pod.uid.clone())).collect()
+    world.local_pods().filter(unhookable).map(|pod| GroupHint::Pod(pod.runtime_uid().clone())).collect()
 }
 
 /// The place of every local pod that policy may select.
@@ -82,6 +82,7 @@ pub(super) fn place(
     let (told, found): (Vec<_>, Vec<_>) = world.local_pods().partition(|pod| pod.interface.is_some());
     let mut grouped: BTreeMap<u64, ObjectKey> = BTreeMap::new();
     let mut in_group = |pod: &Pod, found: &Result<Group, String>| match found {
+        Ok(_) if let Some(why) = mirrored(pod, world) => Place::Nowhere(why),
         Ok(group) => match grouped.get(&group.id) {
             Some(other) => Place::Nowhere(format!("control group {} is that of pod {other}", group.path)),
             None => {
@@ -109,7 +110,7 @@ pub(super) fn place(
                 }
             },
             Err(Miss { why, unhookable }) => {
-                match groups.get(&GroupHint::Pod(pod.uid.clone())).filter(|_| unhookable) {
+                match groups.get(&GroupHint::Pod(pod.runtime_uid().clone())).filter(|_| unhookable) {
                     Some(Err(reason)) => Place::Nowhere(format!("{why}; {reason}")),
                     Some(found) => in_group(pod, found),
                     None => Place::Nowhere(why),
@@ -119,6 +120,19 @@ pub(super) fn place(
         places.insert(pod.key.clone(), place);
     }
     places
+}
+
+/// Why the group of a static pod is not the one of this object, which says that it mirrors it: nobody keeps others from
+/// making such an object, before its kubelet removes it. What the API itself calls by that UID goes first, then the
+/// oldest object. Those on the host's network count, though they may have no place.
+fn mirrored(pod: &Pod, world: &World) -> Option<String> {
+    let uid = pod.mirror_of.as_ref()?;
+    let claims = world.node_pods().filter(|other| {
+        !other.phase.is_finished() && (other.uid == *uid || other.mirror_of.as_ref() == Some(uid))
+    });
+    let owner = claims.min_by_key(|other| (other.uid != *uid, &other.created, &other.key))?;
+    (owner.key != pod.key)
+        .then(|| format!("the control group of UID {uid}, which it names, is that of pod {}", owner.key))
 }
 
 /// Why a pod has no interface at which its packets could be judged.
@@ -245,6 +259,7 @@ fn list<'a>(links: impl Iterator<Item = &'a HostLink>) -> String {
 mod tests {
     use super::*;
     use crate::agent::fixture::{self, interfaces, link};
+    use policy_engine::model::Phase;
     use policy_engine::world::Delta;
 
     fn pod(name: &str, addresses: &[&str]) -> Pod {
@@ -301,6 +316,42 @@ mod tests {
         let claimed = places(&[pod("a", &["10.0.0.1"]), pod("b", &["10.0.0.1"])], &links, &none);
         assert_eq!(claimed.iter().filter(|p| *p == "veth5").count(), 1, "{claimed:?}");
         assert!(claimed.iter().any(|p| p.contains("is that of pod")), "{claimed:?}");
+    }
+
+    #[test]
+    fn the_group_of_a_static_pod_is_that_of_the_oldest_object_that_mirrors_it() {
+        let hint = GroupHint::Pod("hash".into());
+        let found =
+            FoundGroups::from([(hint.clone(), Ok(Group { id: 7, path: "/g".into(), ..Group::default() }))]);
+        let mirror = |name: &str, created: &str| Pod {
+            mirror_of: Some("hash".into()),
+            created: created.into(),
+            ..fixture::pod(name, name, &[])
+        };
+        let on_host = |pod| Pod { host_network: true, ..pod };
+        let judged = |pod| Pod { interface: Some(InterfaceHint::Group(hint.clone())), ..pod };
+        let told = |pods: Vec<Pod>| {
+            let mut world = World::new("n1");
+            pods.into_iter().for_each(|pod| assert!(world.apply(Delta::Pod(pod))));
+            let placed = place(&world, &interfaces(&[]), &NetnsLinks::new(), &found);
+            let in_group = |(key, place): (ObjectKey, Place)| {
+                matches!(place, Place::Group(_)).then(|| key.name.to_string())
+            };
+            placed.into_iter().filter_map(in_group).collect::<Vec<_>>()
+        };
+        let (first, later) =
+            (mirror("static", "2024-01-01T00:00:00Z"), mirror("a-liar", "2024-01-02T00:00:00Z"));
+        assert_eq!(told(vec![judged(first.clone())]), ["static"]);
+        assert_eq!(told(vec![judged(first.clone()), judged(later.clone())]), ["static"]);
+        assert!(
+            told(vec![on_host(first.clone()), judged(later.clone())]).is_empty(),
+            "of one that is not judged"
+        );
+        let ended = Pod { phase: Phase::Failed, ..first };
+        assert_eq!(told(vec![ended, judged(later.clone())]), ["a-liar"]);
+        let real = judged(fixture::pod("real", "hash", &[]));
+        assert_eq!(told(vec![real.clone(), judged(later)]), ["real"], "what the API calls so goes first");
+        assert_eq!(told(vec![real]), ["real"]);
     }
 
     #[test]

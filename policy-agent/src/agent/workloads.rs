@@ -56,7 +56,7 @@ impl Workloads {
             Delta::Pod(pod)
                 if self.wanted.host_network && pod.host_network && pod.node.as_deref() == Some(node) =>
             {
-                let interface = Some(InterfaceHint::Group(GroupHint::Pod(pod.uid.clone())));
+                let interface = Some(InterfaceHint::Group(GroupHint::Pod(pod.runtime_uid().clone())));
                 Delta::Pod(Pod { host_network: false, addresses: vec![identity(&pod.key)], interface, ..pod })
             }
             other => other,

@@ -320,11 +320,11 @@ fn load_few(kind: bpf_prog_type, name: &str, instructions: &[u64]) -> io::Result
 
 /// Runs a tc program once on an empty frame and hands back what it returns.
 pub fn run_tc(program: BorrowedFd<'_>) -> io::Result<u32> {
-    run_tc_on(program, &[0; 64])
+    run_on(program, &[0; 64])
 }
 
 /// Runs a tc program once on a frame, as if it were at the loopback device, and hands back what it returns.
-pub fn run_tc_on(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
+pub fn run_on(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
     let mut attr = attr();
     attr.test.prog_fd = program.as_raw_fd() as u32;
     attr.test.data_in = frame.as_ptr() as u64;

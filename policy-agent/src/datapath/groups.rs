@@ -62,6 +62,12 @@ impl Groups {
         Self { pins, load, programs: Mutex::new(None) }
     }
 
+    /// Whether a group has asked for the programs.
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        self.programs.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Attaches both programs to the group, or takes over what an earlier agent attached, without a packet in between
     /// that is not judged. Doing it again changes nothing.
     ///

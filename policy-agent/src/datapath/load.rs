@@ -204,7 +204,7 @@ pub(super) fn load_programs(
 }
 
 /// The same for control groups.
-fn load_group_programs(
+pub(super) fn load_group_programs(
     pins: &Pins,
     maps: &[BorrowedFd<'_>],
     constants: &BTreeMap<&'static str, u32>,

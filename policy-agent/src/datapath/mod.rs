@@ -31,6 +31,7 @@ mod stats;
 mod tag_probe;
 mod tcx;
 mod trial;
+mod trial_socket;
 
 pub use endpoint::{Endpoint, LiveEndpoint, Retirement};
 pub use error::{Error, Result};

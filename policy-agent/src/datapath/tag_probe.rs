@@ -79,7 +79,7 @@ fn send(probe: &TagProbe) -> io::Result<UdpSocket> {
         instruction(0x95, 0, 0, 0), // what it says is what the run returns
     ];
     let program = bpf::load_tc("tag_probe", &redirect)?;
-    match bpf::run_tc_on(program.as_fd(), &frame(probe, port))?.cast_signed() {
+    match bpf::run_on(program.as_fd(), &frame(probe, port))?.cast_signed() {
         0 => Ok(socket),
         error => Err(io::Error::from_raw_os_error(-error)),
     }

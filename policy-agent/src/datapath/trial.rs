@@ -3,14 +3,17 @@
 //! `BPF_PROG_TEST_RUN` runs a program with all that it does: it would record flows, count, and report. So the programs
 //! are loaded a second time. They share what policy is made of (addresses, prefixes, rows, rule sets, intervals) with
 //! those that are attached; everything that a packet leaves behind, and the endpoints themselves, are maps of their own.
-//! An endpoint's words are copied for each trial from the real ones.
+//! An endpoint's words are copied for each trial from the real ones. A control group's endpoint is tried by the programs
+//! of sockets: see [`super::trial_socket`].
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use policy_common::abi::{Direction, EndpointWord, InterfaceWord, endpoint_words, interface_kind};
+use policy_common::abi::{
+    Direction, EndpointWord, InterfaceWord, ROW_CLOSED, endpoint_config, endpoint_words, interface_kind,
+};
 use policy_engine::spot::Spot;
 
 use super::bpf;
@@ -18,15 +21,16 @@ use super::error::{Error, Result};
 use super::executor::Executor;
 use super::hook::Hook;
 use super::ledger::FLOWS;
-use super::load::{MapFds, Programs, load_programs};
+use super::load::{MapFds, Programs, load_group_programs, load_programs};
 use super::map::{ANY, Map, Words, bytes_of};
 use super::pins::Pins;
 use super::spec::{MapId, Spec};
+use super::trial_socket::SocketTrial;
 
 /// The device that test packets are at: the namespace's `lo`.
 const LOOPBACK: u32 = 1;
 /// The one endpoint.
-const SLOT: u32 = 1;
+pub(super) const SLOT: u32 = 1;
 /// What a program returns for a packet that goes on.
 const NEXT: u32 = u32::MAX;
 /// Flows that the endpoint has room for; their verdicts never hold for the next trial.
@@ -45,8 +49,21 @@ pub struct TrialMaker {
 #[derive(Debug)]
 pub struct Trial {
     programs: Programs,
+    sockets: Sockets,
     ep: Words,
     epoch: u32,
+}
+
+/// How endpoints of control groups are tried.
+#[derive(Debug)]
+enum Sockets {
+    /// Nobody asked for it.
+    Unwanted,
+    /// The kernel shows programs of sockets no bytes of a test packet: by the programs of interfaces, which share the
+    /// tables.
+    Blind,
+    /// By the programs that judge them.
+    Seen(Box<SocketTrial>),
 }
 
 impl TrialMaker {
@@ -59,12 +76,13 @@ impl TrialMaker {
         Self { pins: pins.clone(), maps: maps.clone(), constants: constants.clone(), object }
     }
 
-    /// Loads the programs: most of a second, so not on the way of anything that hurries.
+    /// Loads the programs, those of sockets if they are wanted: most of a second, so not on the way of anything that
+    /// hurries.
     ///
     /// # Errors
     /// The kernel's answer.
-    pub fn make(&self) -> Result<Trial> {
-        let own: BTreeMap<MapId, Map> = MapId::ALL
+    pub fn make(&self, sockets: bool) -> Result<Trial> {
+        let mut own: BTreeMap<MapId, Map> = MapId::ALL
             .into_iter()
             .filter(|map| is_own(*map))
             .map(|map| Ok((map, own_map(map)?)))
@@ -72,13 +90,43 @@ impl TrialMaker {
         let all = MapId::ALL.into_iter().zip(self.maps.all());
         let maps: Vec<_> = all.map(|(id, shared)| own.get(&id).map_or(shared, AsFd::as_fd)).collect();
         let programs = load_programs(&self.pins, &maps, &self.constants, self.object)?;
+        let of_groups = || load_group_programs(&self.pins, &maps, &self.constants, self.object);
+        let of_groups = sockets.then(of_groups).transpose()?;
         let words = |map| own.get(&map).ok_or(Error::MissingProgram("trial")).and_then(Map::words);
         // Interface 1 is below the number of values, whatever that is.
         let word =
             InterfaceWord { ifindex: LOOPBACK, slot: SLOT as u16, kind: interface_kind::POD, flags: 0 };
         words(MapId::Iface)?.store(LOOPBACK, 0, word.pack())?;
-        Ok(Trial { programs, ep: words(MapId::Ep)?, epoch: 0 })
+        let ep = words(MapId::Ep)?;
+        let sockets = match of_groups.zip(own.remove(&MapId::Cgroups)) {
+            None => Sockets::Unwanted,
+            Some((programs, groups)) => {
+                let mut trial = SocketTrial::new(programs, groups)?;
+                if sees(&mut trial, &ep)? { Sockets::Seen(Box::new(trial)) } else { Sockets::Blind }
+            }
+        };
+        Ok(Trial { programs, sockets, ep, epoch: 0 })
     }
+}
+
+/// Whether programs of sockets are shown a test packet, as they are since Linux 6.18: one from a loopback address to
+/// another passes the way into a closed endpoint, if it can be read.
+fn sees(trial: &mut SocketTrial, ep: &Words) -> Result<bool> {
+    let closed = EndpointWord { epoch: 1, ingress_row: ROW_CLOSED, egress_row: ROW_CLOSED };
+    ep.store(SLOT, endpoint_words::POLICY, closed.pack())?;
+    ep.store(SLOT, endpoint_words::IDENTITY, u64::from(endpoint_config::SOCKETS) << 32)?;
+    let own = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let spot = Spot {
+        slot: SLOT as u16,
+        direction: Direction::Ingress,
+        local: own,
+        remote: own,
+        protocol: 17,
+        from_port: 1,
+        port: 2,
+        passes: true,
+    };
+    trial.passes(spot.direction, &frame(&spot))
 }
 
 /// A map that is not shared, with room for one endpoint.
@@ -141,6 +189,18 @@ fn put_flows(id: MapId, outer: &Map) -> Result<()> {
 }
 
 impl Trial {
+    /// Whether it was made for endpoints of control groups too.
+    #[must_use]
+    pub const fn is_for_sockets(&self) -> bool {
+        !matches!(self.sockets, Sockets::Unwanted)
+    }
+
+    /// Whether those are tried by the programs that judge them.
+    #[must_use]
+    pub const fn sees_sockets(&self) -> bool {
+        matches!(self.sockets, Sockets::Seen(_))
+    }
+
     /// Whether the first packet of this flow would pass the hook of its endpoint.
     ///
     /// # Errors
@@ -155,12 +215,18 @@ impl Trial {
             }
             self.ep.store(SLOT, word, value)?;
         }
+        let config = self.ep.load(SLOT, endpoint_words::IDENTITY)? >> 32;
+        if config & u64::from(endpoint_config::SOCKETS) != 0
+            && let Sockets::Seen(sockets) = &mut self.sockets
+        {
+            return sockets.passes(spot.direction, &frame(spot));
+        }
         let hook = match spot.direction {
             Direction::Ingress => Hook::In,
             Direction::Egress => Hook::Out,
         };
         let program = self.programs.of(hook);
-        let returned = bpf::run_tc_on(program.as_fd(), &frame(spot));
+        let returned = bpf::run_on(program.as_fd(), &frame(spot));
         let failed = |source| Error::Map { action: "try program", map: hook.name(), source };
         Ok(returned.map_err(failed)? == NEXT)
     }

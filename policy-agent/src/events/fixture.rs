@@ -24,6 +24,7 @@ pub(crate) fn pod(namespace: &str, name: &str, address: &str, pairs: &[(&str, &s
     Pod {
         key: ObjectKey::new(namespace, name),
         uid: name.into(),
+        mirror_of: None,
         labels: labels(pairs),
         node: Some("node-a".into()),
         host_network: false,

@@ -1,6 +1,7 @@
 //! Pods.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::at::At;
 use super::cluster::push_new;
@@ -13,6 +14,8 @@ const INTERFACE: &str = "policy-agent.io/interface";
 const NETNS: &str = "policy-agent.io/netns";
 const CGROUP: &str = "policy-agent.io/cgroup";
 const UNIT: &str = "policy-agent.io/unit";
+/// Kubelets write it to the objects that stand for static pods: the UID that they gave the pod themselves.
+const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// Reads a pod.
 pub(super) fn pod(root: &At<'_>, meta: &Meta<'_>) -> Delta {
@@ -35,6 +38,7 @@ pub(super) fn pod(root: &At<'_>, meta: &Meta<'_>) -> Delta {
     Delta::Pod(Pod {
         key: meta.key.clone(),
         uid: meta.uid.clone(),
+        mirror_of: mirror_of(&meta.fields),
         labels: label::labels(&meta.fields),
         node: node.map(Into::into),
         // What it shares with its host does not matter where its own sockets are judged.
@@ -124,6 +128,11 @@ fn created<'a>(metadata: &At<'a>) -> &'a str {
         return "";
     }
     text
+}
+
+fn mirror_of(metadata: &At<'_>) -> Option<Arc<str>> {
+    let uid = metadata.field("annotations")?.field(MIRROR)?.text("the pod counts as no static one")?;
+    (!uid.is_empty()).then(|| uid.into())
 }
 
 /// The first annotation that says where the pod is; others beside it are told.

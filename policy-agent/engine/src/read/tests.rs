@@ -402,7 +402,7 @@ metadata:
   labels: {app: web, tier: 1, empty: null}
   creationTimestamp: 2024-01-31T00:00:00Z
   deletionTimestamp: 2024-02-01T00:00:00Z
-  annotations: {policy-agent.io/netns: /run/netns/a}
+  annotations: {policy-agent.io/netns: /run/netns/a, kubernetes.io/config.mirror: f00}
 spec:
   nodeName: n1
   containers:
@@ -423,7 +423,7 @@ status: {phase: Running, podIP: 10.0.0.1, podIPs: [{ip: 10.0.0.1}, {ip: 'FD00::1
         pod.ports.iter().map(|port| format!("{}={}/{}", port.name, port.port, port.protocol)).collect();
     assert_eq!(ports, ["dns=53/UDP", "http=8080/TCP", "http=8081/TCP", "metrics=9090/TCP"]);
     assert_eq!(pod.interface, Some(InterfaceHint::Netns("/run/netns/a".into())));
-    assert_eq!((&*pod.created, &*pod.uid), ("2024-01-31T00:00:00Z", "u1"));
+    assert_eq!((&*pod.created, &*pod.uid, &**pod.runtime_uid()), ("2024-01-31T00:00:00Z", "u1", "f00"));
     let fields: Vec<&str> = read.problems.iter().map(|problem| problem.field.as_str()).collect();
     let bad_port = "spec.initContainers[1].ports[1].containerPort";
     assert_eq!(fields, ["status.podIPs[2].ip", "metadata.labels[tier]", bad_port]);

@@ -222,6 +222,7 @@ fn pod(rng: &mut Rng, world: &World) -> Pod {
         uid: format!("{serial:x}").into(),
         labels: Arc::new(labels(rng)),
         node: Some(rng.one([NODE, NODE, "n2"]).into()),
+        mirror_of: None,
         host_network: rng.percent(5),
         phase: rng.one([Phase::Running, Phase::Running, Phase::Running, Phase::Pending, Phase::Unknown]),
         terminating: rng.percent(8),

@@ -16,6 +16,7 @@ fn any_pod() -> impl Strategy<Value = Pod> {
         |(name, uid, addresses, (phase, terminating, host_network, created), node)| Pod {
             key: ObjectKey::new("x", &name.to_string()),
             uid: format!("{name}-{uid}").into(),
+            mirror_of: None,
             labels: Labels::default(),
             node: node.map(Into::into),
             host_network,

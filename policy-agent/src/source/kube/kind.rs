@@ -30,7 +30,8 @@ pub enum Kind {
 /// Kinds that every cluster has and without which nothing is enforced.
 pub const NEEDED: [Kind; 5] = [Kind::Namespace, Kind::Node, Kind::Service, Kind::Policy, Kind::Pod];
 
-/// No annotations: those that name a pod's interface are for files only, as a tenant can write them here.
+/// Of the annotations only the one by which a kubelet knows its static pods. Those that name a pod's interface are for
+/// files only, as a tenant can write them here.
 const METADATA: Shape = Shape::Only(&[
     ("name", Shape::All),
     ("namespace", Shape::All),
@@ -39,6 +40,7 @@ const METADATA: Shape = Shape::Only(&[
     ("labels", Shape::All),
     ("creationTimestamp", Shape::All),
     ("deletionTimestamp", Shape::All),
+    ("annotations", Shape::Few(&[("kubernetes.io/config.mirror", Shape::All)])),
 ]);
 
 /// Containers are there for the names of their ports.

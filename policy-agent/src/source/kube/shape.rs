@@ -14,6 +14,8 @@ pub(super) enum Shape {
     All,
     /// These fields of an object.
     Only(Fields),
+    /// These fields of an object, which is left out where it has none of them.
+    Few(Fields),
     /// All fields of an object, these in another shape.
     But(Fields),
     /// Each item of a list.
@@ -30,7 +32,7 @@ impl Shape {
         let find = |fields: Fields| fields.iter().find(|(key, _)| *key == name).map(|(_, shape)| shape);
         match self {
             Self::All | Self::Each(_) => Some(&Self::All),
-            Self::Only(fields) => find(fields),
+            Self::Only(fields) | Self::Few(fields) => find(fields),
             Self::But(fields) => find(fields).or(Some(&Self::All)),
             Self::List(items) => Some(if name == "items" { items } else { &Self::All }),
         }
@@ -94,7 +96,7 @@ impl<'de> Visitor<'de> for &Shape {
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let shape = match self {
             Shape::Each(shape) => shape,
-            Shape::All | Shape::Only(_) | Shape::But(_) | Shape::List(_) => &Shape::All,
+            Shape::All | Shape::Only(_) | Shape::Few(_) | Shape::But(_) | Shape::List(_) => &Shape::All,
         };
         let mut list = Vec::new();
         while let Some(item) = items.next_element_seed(shape)? {
@@ -109,7 +111,10 @@ impl<'de> Visitor<'de> for &Shape {
             match self.field(&key) {
                 Some(shape) => {
                     let value = entries.next_value_seed(shape)?;
-                    object.insert(key, value);
+                    let has_none = value.as_object().is_some_and(Map::is_empty);
+                    if !(has_none && matches!(shape, Shape::Few(_))) {
+                        object.insert(key, value);
+                    }
                 }
                 None => {
                     entries.next_value::<IgnoredAny>()?;
@@ -137,14 +142,15 @@ mod tests {
             Kind::Pod,
             &json!({
                 "metadata": {"name": "a", "namespace": "x", "labels": {"app": "a"}, "managedFields": [{"a": 1}],
-                    "annotations": {"policy-agent.io/interface": "eth0"}},
+                    "annotations": {"policy-agent.io/interface": "eth0", "kubernetes.io/config.mirror": "f00"}},
                 "spec": {"nodeName": "n", "volumes": [1, 2], "containers": [
                     {"image": "i", "env": [], "ports": [{"name": "web", "containerPort": 80, "hostPort": 8}]}]},
                 "status": {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready"}]},
             }),
         );
         let wanted = json!({
-            "metadata": {"name": "a", "namespace": "x", "labels": {"app": "a"}},
+            "metadata": {"name": "a", "namespace": "x", "labels": {"app": "a"},
+                "annotations": {"kubernetes.io/config.mirror": "f00"}},
             "spec": {"nodeName": "n", "containers": [{"ports": [{"name": "web", "containerPort": 80}]}]},
             "status": {"phase": "Running", "podIP": "10.0.0.1"},
         });

@@ -254,6 +254,13 @@ fn pods_of_all_sorts() {
     claims["metadata"]["annotations"] = json!({"policy-agent.io/interface": "eth0"});
     cluster.put(Kind::Pod, &claims);
     assert!(cluster.world.pods.values().all(|pod| pod.interface.is_none()));
+    // What a kubelet writes beside it counts.
+    let uid =
+        |cluster: &Cluster| cluster.world.pods[&ObjectKey::new("x", "claims")].runtime_uid().to_string();
+    assert_eq!(uid(&cluster), "u4");
+    claims["metadata"]["annotations"]["kubernetes.io/config.mirror"] = json!("f00");
+    cluster.put(Kind::Pod, &claims);
+    assert_eq!(uid(&cluster), "f00");
 }
 
 #[test]
