@@ -124,6 +124,14 @@ impl ControlGroup {
     }
 }
 
+/// Groups below the root that this process made and that are still there.
+pub fn left() -> Result<Vec<PathBuf>> {
+    let root = Hierarchy::find(None).context("find the cgroup v2 hierarchy")?.root().to_owned();
+    let ours = format!("policy-test-{}-", std::process::id());
+    let entries = fs::read_dir(&root).with_context(|| format!("list {}", root.display()))?.flatten();
+    Ok(entries.filter(|e| e.file_name().to_string_lossy().starts_with(&ours)).map(|e| e.path()).collect())
+}
+
 impl Drop for ControlGroup {
     fn drop(&mut self) {
         // Groups are directories whose files can't be removed: from the inside out.
