@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use aya_obj::generated::bpf_attach_type::{BPF_CGROUP_INET_EGRESS, BPF_CGROUP_INET_INGRESS};
 use aya_obj::generated::{bpf_attr, bpf_cmd};
+use policy_agent::cgroup::Hierarchy;
 use policy_agent::datapath::bpf;
 use policy_tests::agent::Agent;
 use policy_tests::group::ControlGroup;
@@ -167,7 +168,10 @@ fn what_tells_of_pods_tells_of_workloads() {
     assert_ne!(dropped, "0");
     let status = setup.agent.json(&["status"]).unwrap();
     let feature = status["features"].as_array().unwrap().iter().find(|one| one["name"] == "cgroup v2");
-    assert_eq!(feature.unwrap()["available"], true, "{status}");
+    let (available, told) = (&feature.unwrap()["available"], feature.unwrap()["detail"].to_string());
+    assert_eq!(*available, true, "{status}");
+    let hybrid = Hierarchy::find(None).unwrap().is_hybrid();
+    assert_eq!(told.contains("beside version 1"), hybrid, "{told}");
     // Who may ask whom, by the names of workloads, as the kernel has just shown.
     let manifests = setup.agent.manifests();
     let explain = |from: &str, port: &str| -> Value {

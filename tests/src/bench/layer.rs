@@ -36,6 +36,8 @@ pub(super) enum Layer {
     OursMany,
     /// Empty programs at the control group of both ends.
     EmptyGroup,
+    /// The same once more.
+    EmptyGroupAgain,
     /// Ours there, with as many peers as the maps hold.
     OursGroup,
     /// nftables: one set of addresses and ports, without connection tracking.
@@ -45,13 +47,14 @@ pub(super) enum Layer {
 }
 
 impl Layer {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::None,
         Self::Empty,
         Self::EmptyAgain,
         Self::OursFew,
         Self::OursMany,
         Self::EmptyGroup,
+        Self::EmptyGroupAgain,
         Self::OursGroup,
         Self::NftSet,
         Self::NftTracked,
@@ -60,7 +63,7 @@ impl Layer {
     /// The same hooks with programs that do nothing.
     pub(super) fn empty(self) -> Self {
         match self {
-            Self::EmptyGroup | Self::OursGroup => Self::EmptyGroup,
+            Self::EmptyGroup | Self::EmptyGroupAgain | Self::OursGroup => Self::EmptyGroup,
             Self::None
             | Self::Empty
             | Self::EmptyAgain
@@ -74,7 +77,7 @@ impl Layer {
     /// Whether it lets only the allowed port through.
     pub(super) fn filters(self) -> bool {
         match self {
-            Self::None | Self::Empty | Self::EmptyAgain | Self::EmptyGroup => false,
+            Self::None | Self::Empty | Self::EmptyAgain | Self::EmptyGroup | Self::EmptyGroupAgain => false,
             Self::OursFew | Self::OursMany | Self::OursGroup | Self::NftSet | Self::NftTracked => true,
         }
     }
@@ -108,7 +111,7 @@ impl Layers<'_> {
             }
             Layer::OursFew => ours(&self.few, self.interfaces, work),
             Layer::OursMany => ours(&self.many, self.interfaces, work),
-            Layer::EmptyGroup => {
+            Layer::EmptyGroup | Layer::EmptyGroupAgain => {
                 let links = Links(self.attach_empty_group()?);
                 let result = work();
                 drop(links);

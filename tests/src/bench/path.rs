@@ -136,10 +136,11 @@ fn show(family: Family, costs: &Costs, exact: bool, unit: &str) {
         };
         let rows: Vec<Vec<String>> = Layer::ALL.into_iter().filter_map(row).collect();
         table(&head.map(str::to_owned), &rows);
-        let control = (ratio(costs, (Layer::EmptyAgain, work), (Layer::Empty, work), exact) - 1.0).abs();
+        let differ = |one, other| (ratio(costs, (one, work), (other, work), exact) - 1.0).abs() * 100.0;
         println!(
-            "  two equal layers differ by {:.1} %: less than twice that is no difference",
-            control * 100.0
+            "  two equal layers differ by {:.1} %, at control groups by {:.1} %: less than twice that is no difference",
+            differ(Layer::EmptyAgain, Layer::Empty),
+            differ(Layer::EmptyGroupAgain, Layer::EmptyGroup)
         );
     }
 }
