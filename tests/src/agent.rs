@@ -1,6 +1,6 @@
 //! The real agent and its command line as children, inside the namespace of a node under test.
 
-use crate::{net::Node, scenario::State};
+use crate::{net::Node, scenario::State, shortage::Shortage};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::{
@@ -28,6 +28,8 @@ pub struct Agent {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     wrapper: Vec<String>,
+    asks_for_maps: Option<bool>,
+    shortage: Option<Shortage>,
 }
 
 impl Agent {
@@ -54,6 +56,8 @@ impl Agent {
             arguments: Vec::new(),
             environment: Vec::new(),
             wrapper: Vec::new(),
+            asks_for_maps: None,
+            shortage: None,
         })
     }
 
@@ -72,6 +76,16 @@ impl Agent {
     /// A command that starts the agent: it gets the agent's program and arguments, and becomes it in the end.
     pub fn set_wrapper(&mut self, command: &[&str]) {
         self.wrapper = command.iter().map(|text| (*text).to_owned()).collect();
+    }
+
+    /// From the next start on, the test has a say in each new map; whether there is a shortage at the start.
+    pub fn ask_for_maps(&mut self, shortage: bool) {
+        self.asks_for_maps = Some(shortage);
+    }
+
+    /// The test's say, once the process was started to ask for it.
+    pub fn shortage(&self) -> Option<&Shortage> {
+        self.shortage.as_ref()
     }
 
     /// Other arguments, from the next start on.
@@ -123,7 +137,11 @@ impl Agent {
         command.arg("--state-dir").arg(self.state_dir());
         command.args(&self.arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdout(log.try_clone()?).stderr(log).stdin(Stdio::null());
-        self.child = Some(command.spawn().context("start policy-agent")?);
+        if self.asks_for_maps.is_some() {
+            Shortage::prepare(&mut command);
+        }
+        let child = self.child.insert(command.spawn().context("start policy-agent")?);
+        self.shortage = self.asks_for_maps.map(|lasts| Shortage::of(child.id(), lasts)).transpose()?;
         Ok(())
     }
 

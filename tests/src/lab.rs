@@ -3,8 +3,8 @@
 use crate::{
     agent::Agent,
     backend::{Backend, Wire},
-    net::{Family, Host, Node, Topology},
-    pkt::{Frame, Ip, LinkSocket, Packet},
+    net::{Family, Host, LinkSocket, Node, Topology},
+    pkt::{Frame, Ip, Packet},
     probe::{Outcome, Probe, Want, verdicts},
     scenario::{Action, Case, Place, State},
 };

@@ -119,6 +119,14 @@ extern "C" fn remove_all() {
     free().clear();
 }
 
+impl Lent {
+    /// With the programs of control groups.
+    pub fn with_sockets(&mut self) -> Result<()> {
+        let Loaded { datapath, programs, .. } = &mut **self;
+        programs.add_sockets(datapath)
+    }
+}
+
 impl Deref for Lent {
     type Target = Loaded;
 

@@ -4,11 +4,7 @@
 //! The verifier's walk through the hooks' programs takes seconds on an emulated machine, so they are not loaded twice.
 
 use anyhow::{Context, Result, bail};
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::Map as Loaded,
-    programs::{CgroupSkb, SchedClassifier},
-};
+use aya::{Ebpf, EbpfLoader, maps::Map as Loaded, programs::SchedClassifier};
 use aya_obj::generated::bpf_map_type;
 use policy_agent::datapath::{
     Datapath, Hook, Map, OBJECT, bpf,
@@ -67,20 +63,13 @@ impl Programs {
         Ok(Self { fds })
     }
 
-    /// The programs of control groups too, on the same maps, and an empty one.
+    /// The programs of control groups too, as the datapath loads them, and an empty one.
     pub fn add_sockets(&mut self, datapath: &Datapath) -> Result<()> {
         if self.fds.contains_key("cgroup_in") {
             return Ok(());
         }
-        let mut object = on_maps_of(datapath)?;
-        for name in ["cgroup_in", "cgroup_out"] {
-            let program: &mut CgroupSkb = object
-                .program_mut(name)
-                .with_context(|| format!("the object has no '{name}'"))?
-                .try_into()?;
-            program.load().with_context(|| format!("load program '{name}'"))?;
-            self.fds.insert(name, program.fd()?.as_fd().try_clone_to_owned()?);
-        }
+        let [out, inward] = datapath.groups.programs()?;
+        self.fds.extend([("cgroup_out", out), ("cgroup_in", inward)]);
         // return 1
         let code = [bpf::instruction(0xb7, 0, 0, 1), bpf::instruction(0x95, 0, 0, 0)];
         self.fds.insert("empty_group", bpf::load_group("empty_group", &code)?);

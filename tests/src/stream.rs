@@ -5,8 +5,8 @@
 
 use crate::{
     lab::Lab,
-    net::Family,
-    pkt::{Ip, LinkSocket},
+    net::{Family, LinkSocket},
+    pkt::Ip,
 };
 use anyhow::{Context, Result, ensure};
 use std::{

@@ -68,6 +68,28 @@ impl Groups {
         self.programs.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
+    /// Other descriptors of the programs for packets from sockets and towards them, to run them on packets of one's
+    /// own.
+    ///
+    /// # Errors
+    /// The kernel's answer to the programs, or no descriptor is left.
+    pub fn programs(&self) -> Result<[OwnedFd; 2]> {
+        let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        let programs = self.loaded(&mut programs)?;
+        let copy = |program: &Program| {
+            let copied = program.as_fd().try_clone_to_owned();
+            copied.map_err(|source| Error::Map { action: "duplicate program", map: "groups", source })
+        };
+        Ok([copy(&programs.out)?, copy(&programs.inward)?])
+    }
+
+    fn loaded<'a>(&self, programs: &'a mut Option<GroupPrograms>) -> Result<&'a GroupPrograms> {
+        match programs {
+            Some(programs) => Ok(programs),
+            None => Ok(programs.insert((self.load)()?)),
+        }
+    }
+
     /// Attaches both programs to the group, or takes over what an earlier agent attached, without a packet in between
     /// that is not judged. Doing it again changes nothing.
     ///
@@ -75,10 +97,7 @@ impl Groups {
     /// The kernel's answer. Nothing that was not attached before stays.
     pub fn attach(&self, id: u64, directory: &Path) -> Result<Attached> {
         let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
-        if programs.is_none() {
-            *programs = Some((self.load)()?);
-        }
-        let Some(programs) = programs.as_ref() else { return Err(Error::MissingProgram(GROUP_IN_PROGRAM)) };
+        let programs = self.loaded(&mut programs)?;
         let mut done = Attached::default();
         for ((name, kind), program) in SIDES.into_iter().zip([&programs.out, &programs.inward]) {
             match self.attach_one(id, directory, (name, kind), program) {

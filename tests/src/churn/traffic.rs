@@ -2,8 +2,8 @@
 
 use super::{lock, losses::Losses};
 use crate::{
-    net::Netns,
-    pkt::{Ip, RawSocket},
+    net::{Netns, RawSocket},
+    pkt::Ip,
 };
 use anyhow::{Context, Result};
 use policy_engine::testing::rng::Rng;

@@ -4,15 +4,19 @@
 //! panics, or is killed, leaves neither namespaces nor links behind.
 
 mod echo;
+mod frames;
 mod maker;
 mod netns;
 mod node;
+mod raw;
 mod rtnl;
 
 pub use echo::Echo;
+pub use frames::LinkSocket;
 pub use maker::Maker;
 pub use netns::{Netns, sysctl};
 pub use node::{Attach, Host, Node, Topology};
+pub use raw::RawSocket;
 pub use rtnl::{Link, Rtnl};
 
 /// IP family of an address, a probe or a rule.

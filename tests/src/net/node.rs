@@ -1,7 +1,8 @@
 //! One Kubernetes node: a namespace in the middle, pods around it as a CNI would wire them, and the outside world.
 
+use super::LinkSocket;
 use super::{Netns, Rtnl, sysctl};
-use crate::pkt::{Frame, Ip, LinkSocket};
+use crate::pkt::{Frame, Ip};
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use std::{

@@ -1,6 +1,6 @@
 //! Maps that somebody else has filled, and no memory or descriptors for new ones.
 
-use super::setup::{actions, holds, is_clean, lab, streams};
+use super::setup::{actions, holds, is_clean, lab, streams, tells, until};
 use policy_agent::datapath::spec::MapId;
 use policy_tests::{
     lab::Lab,
@@ -109,6 +109,61 @@ fn without_descriptors_for_new_maps_the_pod_is_told_as_missing_and_hooked_as_soo
     holds(&lab, true);
     is_clean(&mut lab);
     streams.stop().unwrap().nothing_lost().unwrap();
+}
+
+#[test]
+fn without_memory_for_new_maps_pods_are_told_as_missing_and_hooked_as_soon_as_there_is_some() {
+    let mut lab = lab(Topology::Ptp, &["--self-check", "200ms"]);
+    let streams = streams(&lab);
+    lab.agent().kill().unwrap();
+    lab.agent().ask_for_maps(false);
+    lab.agent().start().unwrap();
+    lab.agent().wait().unwrap();
+    lab.agent().shortage().unwrap().set(true);
+    let new: Vec<String> = (0..8).map(|number| format!("x/new-{number}")).collect();
+    let added: Vec<String> = new.iter().map(|pod| format!("{pod}: {{labels: {{app: a}}}}")).collect();
+    lab.act_without_waiting(&format!("[{{pod: {{add: {{{}}}}}}}]", added.join(", "))).unwrap();
+    lab.act_without_waiting(&actions(true)).unwrap();
+    // More pods than have maps in store: the others are named, with the kernel's answer.
+    let status = until(&mut lab, "a pod without maps", |status| tells(status, "Cannot allocate memory"));
+    assert!(!status["ready"].as_bool().unwrap(), "{status:#}");
+    assert!(lab.agent().shortage().unwrap().refused() > 0);
+    // Those that have all follow the policies meanwhile.
+    lab.expect("x/e", "x/a", "TCP/80", true);
+    lab.expect("x/c", "x/a", "TCP/80", false);
+    lab.agent().shortage().unwrap().set(false);
+    lab.agent().wait().unwrap();
+    for pod in &new {
+        lab.expect("x/c", pod, "TCP/80", false);
+        lab.expect("x/b", pod, "TCP/80", true);
+    }
+    holds(&lab, true);
+    is_clean(&mut lab);
+    streams.stop().unwrap().nothing_lost().unwrap();
+}
+
+#[test]
+fn without_memory_at_the_start_nothing_is_changed_and_the_reason_is_told() {
+    let mut lab = lab(Topology::Ptp, &[]);
+    let (maps, links) = (lab.pins().join("maps"), lab.pins().join("links"));
+    let names = |folder: &std::path::Path| std::fs::read_dir(folder).map_or(0, Iterator::count);
+    lab.agent().kill().unwrap();
+    // All is there but one map.
+    std::fs::remove_file(policy_tests::tamper::Tamper::new(&lab.pins()).map_pin(MapId::IfaceX)).unwrap();
+    let there = (names(&maps), names(&links));
+    lab.agent().ask_for_maps(true);
+    let started = lab.agent().start().and_then(|()| lab.agent().wait());
+    assert!(started.is_err(), "{}", lab.agent().log());
+    assert!(lab.agent().log().contains("Cannot allocate memory"), "{}", lab.agent().log());
+    assert_eq!((names(&maps), names(&links)), there);
+    // What an earlier agent left goes on.
+    holds(&lab, false);
+    lab.agent().forget();
+    lab.agent().ask_for_maps(false);
+    lab.agent().start().unwrap();
+    lab.agent().wait().unwrap();
+    holds(&lab, false);
+    is_clean(&mut lab);
 }
 
 #[test]

@@ -36,6 +36,10 @@ fn main() {
             say(&format!("vm: cannot load {}: {error}", module.display()));
         }
     }
+    say(&format!(
+        "vm: ready after {} s",
+        fs::read_to_string("/proc/uptime").unwrap_or_default().split(' ').next().unwrap_or("?")
+    ));
     let arguments = fs::read_to_string("/arguments").unwrap_or_default();
     let suites = sorted("/suites");
     let mut passed = !suites.is_empty();
@@ -55,7 +59,15 @@ fn run(suite: &Path, arguments: &str) -> bool {
     command.env("RUST_BACKTRACE", "1").env("TERM", "dumb");
     // The suites on this machine's own kernel see more packets; here they are to meet another kernel.
     command.env("POLICY_REPOSITORY", "/repository").env("POLICY_PACKETS", "5000");
-    match command.status() {
+    let before = spent();
+    let status = command.status();
+    let after = spent();
+    say(&format!(
+        "vm: {name} took {:.1} s of its own and {:.1} s of the kernel",
+        after.0 - before.0,
+        after.1 - before.1
+    ));
+    match status {
         Ok(status) if status.success() => true,
         Ok(status) => {
             say(&format!("vm: {name} ended with {status}"));
@@ -66,6 +78,18 @@ fn run(suite: &Path, arguments: &str) -> bool {
             false
         }
     }
+}
+
+/// Seconds of processor that all suites so far took, for themselves and in the kernel.
+fn spent() -> (f64, f64) {
+    // SAFETY: the structure is plain numbers, which the call fills.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &mut usage);
+        usage
+    };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    (seconds(usage.ru_utime), seconds(usage.ru_stime))
 }
 
 fn mount(kind: &CStr, at: &Path) -> io::Result<()> {

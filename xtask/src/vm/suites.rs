@@ -10,8 +10,7 @@ use anyhow::{Context, Result, bail};
 use crate::{build, command};
 
 /// The integration tests of `policy-tests` that need only a kernel and [`FILES`]: no programs, no other machine.
-const SUITES: &[&str] =
-    &["kernel", "progrun", "exitrun", "datapath", "hooks", "discovery", "sockets", "scenarios_testrun"];
+const SUITES: &[&str] = &["machine"];
 /// What the suites read, below the root of this checkout; in the machine, below `/repository`.
 pub(super) const FILES: &[&str] = &["tests/scenarios", "deploy/examples"];
 
@@ -48,9 +47,9 @@ pub(super) fn build(work: &Path) -> Result<Programs> {
     Ok(Programs { init, suites })
 }
 
-/// The path in cargo's "Executable tests/progrun.rs (target/debug/deps/progrun-0123)".
+/// The path in cargo's "Executable tests/machine/main.rs (target/debug/deps/machine-0123)".
 fn executable(said: &str, suite: &str) -> Option<PathBuf> {
-    let start = format!("Executable tests/{suite}.rs (");
+    let start = format!("Executable tests/{suite}/main.rs (");
     let line = said.lines().find_map(|line| line.trim_start().strip_prefix(&start))?;
     Some(PathBuf::from(line.strip_suffix(')')?))
 }
@@ -67,8 +66,8 @@ mod tests {
 
     #[test]
     fn cargo_names_the_binary() {
-        let said = "   Compiling x\n  Executable tests/progrun.rs (target/debug/deps/progrun-01)\n";
-        assert_eq!(executable(said, "progrun"), Some(PathBuf::from("target/debug/deps/progrun-01")));
+        let said = "   Compiling x\n  Executable tests/machine/main.rs (target/debug/deps/machine-01)\n";
+        assert_eq!(executable(said, "machine"), Some(PathBuf::from("target/debug/deps/machine-01")));
         assert_eq!(executable(said, "kernel"), None);
     }
 }

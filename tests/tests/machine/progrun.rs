@@ -1,6 +1,5 @@
 //! The kernel's programs against the in-memory datapath: histories of one flow under every pair of policies, and random
 //! packets, policies and moves. Needs nothing but a kernel, so it runs in VMs too.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 use policy_common::abi::{
     Direction::{self, Egress, Ingress},

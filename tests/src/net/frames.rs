@@ -1,6 +1,6 @@
 //! Sending and seeing whole frames on an interface.
 
-use crate::net::Netns;
+use super::Netns;
 use anyhow::{Context, Result};
 use std::{
     ffi::CString,

@@ -1,5 +1,4 @@
 //! The maps of the kernel: created, adopted, written by plans, read back, given up.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;

@@ -1,6 +1,6 @@
 //! Network and transport headers with correct lengths and checksums.
 
-use super::{
+use crate::{
     checksum::{crc32c, internet, pseudo_header},
     frame::Frame,
 };
@@ -54,7 +54,7 @@ pub struct Packet {
 impl Packet {
     /// The packet in an Ethernet frame.
     pub fn ethernet(&self, src: [u8; 6], dst: [u8; 6]) -> Frame {
-        let ethertype = if self.is_v4() { super::ethertype::IPV4 } else { super::ethertype::IPV6 };
+        let ethertype = if self.is_v4() { crate::ethertype::IPV4 } else { crate::ethertype::IPV6 };
         Frame::new(src, dst, ethertype, &self.bytes)
     }
 

@@ -1,6 +1,6 @@
 //! Sending whole IP packets along a namespace's own routes.
 
-use crate::net::Netns;
+use super::Netns;
 use anyhow::{Context, Result};
 use std::{
     io,

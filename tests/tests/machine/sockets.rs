@@ -1,19 +1,16 @@
 //! The programs of control groups against the in-memory datapath on random histories, and on real sockets without an
-//! agent. Needs nothing but a kernel, so it runs in VMs too.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+//! agent.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aya::programs::CgroupSkb;
-use aya::{Ebpf, EbpfLoader};
 use policy_agent::cgroup::Hierarchy;
-use policy_agent::datapath::{Config, Datapath, Endpoint, OBJECT, load, spec::MapId};
+use policy_agent::datapath::Endpoint;
 use policy_common::abi::{
     Cgroup,
     Direction::{self, Egress, Ingress},
@@ -30,8 +27,8 @@ use policy_engine::spot::Spot;
 use policy_engine::testing::rng::Rng;
 use policy_tests::group::ControlGroup;
 use policy_tests::net::Netns;
-use policy_tests::pins::PinDir;
 use policy_tests::pkt::{Ip, Packet, Sctp, Tcp, flags, proto};
+use policy_tests::pool::{self, Lent};
 use policy_tests::test_run;
 
 const SLOT: u16 = 5;
@@ -70,8 +67,8 @@ fn hosts() -> Vec<Op> {
     (1..).zip(all).flat_map(|(slot, (address, class))| host(slot, ip(address), class, 0)).collect()
 }
 
-fn open(ns: &Arc<Netns>, pins: &PinDir, addresses: &[IpAddr], slots: &[u16]) -> Datapath {
-    let datapath = ns.run(|| load(&Config::new(pins.path()), OBJECT)).unwrap();
+fn open(addresses: &[IpAddr], slots: &[u16]) -> Lent {
+    let lent = pool::lend().unwrap();
     for slot in slots {
         let endpoint = Endpoint {
             slot: *slot,
@@ -81,9 +78,9 @@ fn open(ns: &Arc<Netns>, pins: &PinDir, addresses: &[IpAddr], slots: &[u16]) -> 
             config: endpoint_config::SOCKETS,
             pickup: Duration::ZERO,
         };
-        datapath.executor.create_endpoint(&endpoint).unwrap();
+        lent.datapath.executor.create_endpoint(&endpoint).unwrap();
     }
-    datapath
+    lent
 }
 
 fn value(slot: u16, level: u32) -> Cgroup {
@@ -94,31 +91,28 @@ fn value(slot: u16, level: u32) -> Cgroup {
 
 /// Both datapaths with one endpoint: that of this process's own control group.
 struct Both {
-    datapath: Datapath,
+    lent: Lent,
     memory: MemDatapath,
-    programs: Ebpf,
     counts: BTreeMap<(Reason, u8), u64>,
     plans: u64,
     epoch: u32,
-    _pins: PinDir,
 }
 
 impl Both {
     fn new() -> Self {
-        let ns = Arc::new(Netns::new().unwrap());
-        let pins = PinDir::new(&ns).unwrap();
         let addresses: Vec<IpAddr> = OWN.iter().flatten().map(|text| ip(text)).collect();
-        let datapath = open(&ns, &pins, &addresses, &[SLOT]);
+        let mut lent = open(&addresses, &[SLOT]);
+        lent.with_sockets().unwrap();
         // The socket of a test packet is in this process's group; before Linux 6.2 in the root.
         let hierarchy = Hierarchy::find(None).unwrap();
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
         let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap();
         for directory in [hierarchy.root().to_owned(), hierarchy.root().join(own)] {
             let id = std::fs::metadata(directory).unwrap().ino();
-            datapath.executor.set_group(id, &value(SLOT, 0)).unwrap();
+            lent.datapath.executor.set_group(id, &value(SLOT, 0)).unwrap();
         }
         let mut memory = MemDatapath::new(MemTables::new(Limits::default()));
-        memory.meta = std::array::from_fn(|i| datapath.executor.meta(i as u32).unwrap_or(0));
+        memory.meta = std::array::from_fn(|i| lent.datapath.executor.meta(i as u32).unwrap_or(0));
         assert_eq!(memory.meta[meta_words::CGROUP_LEVEL as usize], 0);
         memory.set_endpoint(
             SLOT,
@@ -132,12 +126,16 @@ impl Both {
                 keep_from: 0,
             },
         );
-        let programs = programs(&datapath);
-        let mut both =
-            Self { datapath, memory, programs, counts: BTreeMap::new(), plans: 0, epoch: 1, _pins: pins };
+        let mut both = Self { lent, memory, counts: BTreeMap::new(), plans: 0, epoch: 1 };
         both.apply(rules());
         both.apply(hosts());
         both
+    }
+
+    /// What the program of a direction says of a frame.
+    fn run(&self, direction: Direction, frame: &[u8]) -> u32 {
+        let name = if direction == Ingress { "cgroup_in" } else { "cgroup_out" };
+        test_run::run(self.lent.programs.get(name).unwrap(), frame, &[0]).unwrap()
     }
 
     /// Whether `BPF_PROG_TEST_RUN` shows programs of control groups the bytes of a packet, as sockets always do. Old
@@ -145,9 +143,8 @@ impl Both {
     fn is_shown_bytes(&mut self) -> bool {
         self.rows(ROW_CLOSED, ROW_CLOSED);
         let frame = Ip::new(ip("127.0.0.1"), ip("127.0.0.1")).udp(1, 2, &[]).ethernet([2; 6], [4; 6]).bytes;
-        let program: &CgroupSkb = self.programs.program("cgroup_in").unwrap().try_into().unwrap();
-        let passes = test_run::run(program.fd().unwrap().as_fd(), &frame, &[0]).unwrap() == 1;
-        let reason = self.datapath.ring.next_event().map(|event| event.reason());
+        let passes = self.run(Ingress, &frame) == 1;
+        let reason = self.lent.datapath.ring.next_event().map(|event| event.reason());
         assert!(passes || reason == Some(Reason::Malformed), "{reason:?}");
         let old = aya::util::KernelVersion::current().unwrap() < aya::util::KernelVersion::new(6, 18, 0);
         assert!(passes || old, "this kernel shows the bytes");
@@ -161,7 +158,7 @@ impl Both {
     fn apply(&mut self, ops: Vec<Op>) {
         self.memory.tables.apply_all(&ops).unwrap();
         self.plans += 1;
-        self.datapath.executor.apply(&Plan { number: self.plans, ops }).unwrap();
+        self.lent.datapath.executor.apply(&Plan { number: self.plans, ops }).unwrap();
     }
 
     fn rows(&mut self, ingress_row: u16, egress_row: u16) {
@@ -173,13 +170,11 @@ impl Both {
     /// What both say of a packet.
     fn judge(&mut self, direction: Direction, packet: &Packet) -> bool {
         let frame = packet.ethernet([2; 6], [4; 6]).bytes;
-        let tick = self.datapath.executor.tick().unwrap();
+        let tick = self.lent.datapath.executor.tick().unwrap();
         let way = Way { ingress_ifindex: 7, socket: true, tag: 0, vlan: false };
         let judged = self.memory.judge_packet(SLOT, direction, &way, &frame, tick);
-        let name = if direction == Ingress { "cgroup_in" } else { "cgroup_out" };
-        let program: &CgroupSkb = self.programs.program(name).unwrap().try_into().unwrap();
-        let said = test_run::run(program.fd().unwrap().as_fd(), &frame, &[0]).unwrap();
-        let event = self.datapath.ring.next_event();
+        let said = self.run(direction, &frame);
+        let event = self.lent.datapath.ring.next_event();
         let told = format!("{direction:?} {packet:?}\nmemory: {judged:?}\nkernel: {said} {event:?}");
         assert_eq!(said, u32::from(judged.passes), "{told}");
         if let Some(verdict) = judged.verdict
@@ -208,7 +203,7 @@ impl Both {
     }
 
     fn compare_counters(&self) {
-        let all = self.datapath.executor.counters().unwrap();
+        let all = self.lent.datapath.executor.counters().unwrap();
         let kernel: BTreeMap<(Reason, u8), u64> = all
             .into_iter()
             .filter(|(_, _, counter)| counter.packets > 0)
@@ -216,22 +211,6 @@ impl Both {
             .collect();
         assert_eq!(kernel, self.counts);
     }
-}
-
-/// Both programs on the pinned maps.
-fn programs(datapath: &Datapath) -> Ebpf {
-    let pins = datapath.executor.pins();
-    let paths: Vec<_> = MapId::ALL.iter().map(|id| (id.spec().name, pins.map(*id))).collect();
-    let mut loader = EbpfLoader::new();
-    for (name, path) in &paths {
-        loader.map_pin_path(name, path.as_path());
-    }
-    let mut programs = loader.load(OBJECT).unwrap();
-    for name in ["cgroup_in", "cgroup_out"] {
-        let program: &mut CgroupSkb = programs.program_mut(name).unwrap().try_into().unwrap();
-        program.load().unwrap();
-    }
-    programs
 }
 
 fn random_packet(rng: &mut Rng, direction: Direction) -> Packet {
@@ -294,10 +273,8 @@ fn what_differs_from_an_interface() {
     }
     let run = |both: &mut Both, direction: Direction, packet: &Packet| {
         let frame = packet.ethernet([2; 6], [4; 6]).bytes;
-        let name = if direction == Ingress { "cgroup_in" } else { "cgroup_out" };
-        let program: &CgroupSkb = both.programs.program(name).unwrap().try_into().unwrap();
-        let said = test_run::run(program.fd().unwrap().as_fd(), &frame, &[0]).unwrap();
-        let event = both.datapath.ring.next_event();
+        let said = both.run(direction, &frame);
+        let event = both.lent.datapath.ring.next_event();
         (said == 1, event.map(|event| event.reason()))
     };
     both.rows(2, 2);
@@ -307,7 +284,8 @@ fn what_differs_from_an_interface() {
     assert_eq!(run(&mut both, Ingress, &six), (true, None), "exempt");
     let half = Ip::new(ip("127.0.0.1"), ip(PEERS[0][2])).udp(1, 2, &[]);
     assert_eq!(run(&mut both, Egress, &half), (false, Some(Reason::NoRuleMatched)));
-    both.datapath
+    both.lent
+        .datapath
         .executor
         .set_config(SLOT, endpoint_config::SOCKETS | endpoint_config::JUDGE_LOOPBACK)
         .unwrap();
@@ -327,10 +305,10 @@ fn what_differs_from_an_interface() {
 fn trials_are_judged_as_at_a_socket() {
     let mut both = Both::new();
     let shown = both.is_shown_bytes();
-    let mut trial = both.datapath.trial.make(true).unwrap();
+    let mut trial = both.lent.datapath.trial.make(true).unwrap();
     assert!(trial.is_for_sockets());
     assert_eq!(trial.sees_sockets(), shown);
-    assert!(!both.datapath.trial.make(false).unwrap().is_for_sockets());
+    assert!(!both.lent.datapath.trial.make(false).unwrap().is_for_sockets());
     let mut asked = 0;
     for (row, [first, second]) in
         [(ROW_OPEN, [true; 2]), (ROW_CLOSED, [false; 2]), (2, [false, true]), (3, [true, false])]
@@ -349,7 +327,7 @@ fn trials_are_judged_as_at_a_socket() {
                 let spot =
                     Spot { slot: SLOT, direction, local, remote, protocol, from_port: 50_000, port, passes };
                 assert_eq!(
-                    trial.passes(&both.datapath.executor, &spot).unwrap(),
+                    trial.passes(&both.lent.datapath.executor, &spot).unwrap(),
                     passes,
                     "row {row}: {spot:?}"
                 );
@@ -359,7 +337,7 @@ fn trials_are_judged_as_at_a_socket() {
     }
     assert_eq!(asked, 80);
     // Nothing of it is left where packets are judged.
-    let events = std::iter::from_fn(|| both.datapath.ring.next_event()).count();
+    let events = std::iter::from_fn(|| both.lent.datapath.ring.next_event()).count();
     assert_eq!(events, 0);
     both.compare_counters();
 }
@@ -369,17 +347,16 @@ struct Wire {
     db: ControlGroup,
     web: ControlGroup,
     ns: Arc<Netns>,
-    datapath: Datapath,
-    _pins: PinDir,
+    lent: Lent,
 }
 
 impl Wire {
     fn new() -> Self {
         let ns = Arc::new(Netns::new().unwrap());
-        let pins = PinDir::new(&ns).unwrap();
         // The address of `lo` is the host's: no other is needed, as both are judged.
-        let mut datapath = open(&ns, &pins, &[ip("127.0.0.1"), ip("::1")], &[5, 6]);
+        let mut lent = open(&[ip("127.0.0.1"), ip("::1")], &[5, 6]);
         let [db, web] = [(); 2].map(|()| ControlGroup::new().unwrap());
+        let datapath = &mut lent.datapath;
         let x = &mut datapath.executor;
         x.apply(&Plan { number: 1, ops: rules() }).unwrap();
         let mut ops = hosts();
@@ -391,7 +368,7 @@ impl Wire {
             x.set_group(group.id().unwrap(), &value(slot, 1)).unwrap();
             assert_eq!(datapath.groups.attach(group.id().unwrap(), group.directory()).unwrap().fresh, 2);
         }
-        let mut wire = Self { db, web, ns, datapath, _pins: pins };
+        let mut wire = Self { db, web, ns, lent };
         // Row 4 gives the class of slot 6, `web`, the ports of rule set 1.
         wire.rows(5, 2, 4, ROW_OPEN);
         wire.rows(6, 2, ROW_OPEN, ROW_OPEN);
@@ -401,11 +378,22 @@ impl Wire {
     fn rows(&mut self, slot: u16, epoch: u32, ingress_row: u16, egress_row: u16) {
         let word = EndpointWord { epoch, ingress_row, egress_row };
         let ops = vec![Op::Endpoint { slot, word }];
-        self.datapath.executor.apply(&Plan { number: u64::from(epoch) + 10, ops }).unwrap();
+        self.lent.datapath.executor.apply(&Plan { number: u64::from(epoch) + 10, ops }).unwrap();
     }
 
     fn stranger(&self, to: &str) -> bool {
         self.ns.reaches(to, Duration::from_millis(300))
+    }
+}
+
+impl Drop for Wire {
+    /// The datapath goes to other tests, without links.
+    fn drop(&mut self) {
+        for group in [&self.db, &self.web] {
+            if let Ok(id) = group.id() {
+                drop(self.lent.datapath.groups.detach(id));
+            }
+        }
     }
 }
 
@@ -467,7 +455,7 @@ fn groups_below_are_judged_and_sockets_stay_where_they_were_made() {
     assert!(wire.web.connect(&wire.ns, "127.0.0.1:80", 10_000).unwrap().is_ok());
     // The socket is used in this process, which is in no group of ours: it was made in one.
     drop(listener.accept().unwrap());
-    wire.datapath.groups.detach(wire.db.id().unwrap()).unwrap();
+    wire.lent.datapath.groups.detach(wire.db.id().unwrap()).unwrap();
     assert!(wire.stranger("127.0.0.1:80"), "detached");
-    assert!(!wire.datapath.groups.is_attached(wire.db.id().unwrap()).unwrap());
+    assert!(!wire.lent.datapath.groups.is_attached(wire.db.id().unwrap()).unwrap());
 }

@@ -1,6 +1,6 @@
 //! ICMP, ICMPv6, neighbour discovery, multicast listener messages.
 
-use super::{
+use crate::{
     build::{Ip, Packet, proto},
     checksum::internet,
 };

@@ -1,5 +1,4 @@
 //! Finding pods' interfaces over netlink, in nodes of real namespaces.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;

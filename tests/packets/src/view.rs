@@ -1,6 +1,6 @@
 //! What a captured frame says, as far as tests ask.
 
-use super::{ethertype, proto};
+use crate::{ethertype, proto};
 use std::net::IpAddr;
 
 /// The fields of a captured IP packet; ports are zero where there are none.
@@ -80,7 +80,7 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pkt::{Extension, IcmpError, Ip, Tcp, checksum::pseudo_header, flags, internet};
+    use crate::{Extension, IcmpError, Ip, Tcp, checksum::pseudo_header, flags, internet};
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()

@@ -1,6 +1,5 @@
 //! What a pod sends to a Service: left to be judged by the pod's hook, judged where the destination is real. The kernel's
 //! programs against the in-memory datapath. Needs nothing but a kernel, so it runs in VMs too.
-#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 use policy_agent::datapath::Executor;
 use policy_common::abi::{
