@@ -1,6 +1,6 @@
 //! Which atoms name a pod: evaluated once for each distinct (namespace, labels), and never twice for one atom.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -75,15 +75,41 @@ impl Groups {
 
     /// [`Groups::of`] for every address of a pod, in order of address.
     pub(crate) fn roster(&mut self, world: &World) -> Arc<Vec<(IpAddr, GroupId, PortsId)>> {
-        if !self.roster.of.as_ref().is_some_and(|earlier| earlier.has_pods_of(world)) {
-            let entry = |(address, pod)| {
-                let (group, ports) = self.of(pod);
-                (address, group, ports)
-            };
-            let list = Arc::new(world.pod_addresses().map(entry).collect());
-            self.roster = Roster { of: Some(world.clone()), list };
+        let Roster { of, mut list } = std::mem::take(&mut self.roster);
+        let changed: Option<Vec<IpAddr>> = of.map(|earlier| world.changed_pod_addresses(&earlier).collect());
+        match changed {
+            // Each one that comes or goes moves those behind it.
+            Some(changed) if changed.len() <= list.len() / 16 => {
+                let entries = Arc::make_mut(&mut list);
+                for address in changed {
+                    let place = entries.binary_search_by_key(&address, |entry| entry.0);
+                    let entry = world.pod_at(address).map(|pod| self.entry(address, &pod));
+                    match (place, entry) {
+                        (Ok(at), Some(entry)) => entries[at] = entry,
+                        (Ok(at), None) => drop(entries.remove(at)),
+                        (Err(at), Some(entry)) => entries.insert(at, entry),
+                        (Err(_), None) => {}
+                    }
+                }
+            }
+            Some(_) | None => {
+                list =
+                    Arc::new(world.pod_addresses().map(|(address, pod)| self.entry(address, pod)).collect());
+            }
         }
+        self.roster = Roster { of: Some(world.clone()), list };
         self.roster.list.clone()
+    }
+
+    fn entry(&mut self, address: IpAddr, pod: &Arc<Pod>) -> (IpAddr, GroupId, PortsId) {
+        let (group, ports) = self.of(pod);
+        (address, group, ports)
+    }
+
+    /// Of each group, whether some of these atoms name its pods.
+    pub(crate) fn named(&mut self, by: &BTreeSet<AtomId>, atoms: &Atoms, world: &World) -> Vec<bool> {
+        let is_named = |names: &[AtomId]| by.iter().any(|atom| names.binary_search(atom).is_ok());
+        (0..self.list.len()).map(|group| is_named(self.atoms(group, atoms, world))).collect()
     }
 
     fn group(&mut self, pod: &Pod) -> GroupId {

@@ -69,10 +69,7 @@ pub(crate) struct Memo {
 impl Memo {
     /// For a new selection.
     pub(crate) fn new(selection: &Selection, blocks: &Blocks, atoms: &Atoms, classes: &mut Classes) -> Self {
-        let mut live = vec![false; atoms.len()];
-        for id in &selection.live {
-            live[*id as usize] = true;
-        }
+        let live = flags(selection, atoms.len());
         let names = !selection.names.is_empty() || !selection.names_of_all.is_empty();
         let of_blocks = blocks
             .signatures
@@ -80,6 +77,14 @@ impl Memo {
             .map(|atoms| classes.id(Signature { atoms: atoms.clone(), ..Signature::default() }))
             .collect();
         Self { live, names, of_blocks, ..Self::default() }
+    }
+
+    /// For a selection by which only pods of the groups that are `named` are told apart otherwise.
+    pub(crate) fn rename(&mut self, selection: &Selection, atoms: usize, named: &[bool]) {
+        self.live = flags(selection, atoms);
+        for (classes, _) in self.classes.iter_mut().zip(named).filter(|(_, named)| **named) {
+            classes.clear();
+        }
     }
 
     fn class(&self, group: GroupId, block: u32, ports: PortsId) -> Option<u32> {
@@ -98,6 +103,15 @@ impl Memo {
     pub(crate) fn of_block(&self, signature: u32) -> u32 {
         self.of_blocks[signature as usize]
     }
+}
+
+/// Which atoms rules name.
+fn flags(selection: &Selection, atoms: usize) -> Vec<bool> {
+    let mut live = vec![false; atoms];
+    for id in &selection.live {
+        live[*id as usize] = true;
+    }
+    live
 }
 
 /// Parts of the compiler that the walk over all addresses needs.
@@ -140,7 +154,8 @@ impl Walk<'_> {
         let roster = self.groups.roster(world);
         let mut hosts: BTreeMap<IpAddr, HostTarget> = roster
             .iter()
-            .filter_map(|(address, group, ports)| Some((*address, self.pod(*address, *group, *ports)?)))
+            // Of the node's own addresses the last loop decides.
+            .filter_map(|(address, group, ports)| Some((*address, self.guest(*address, *group, *ports)?)))
             .collect();
         if self.deferring {
             for (address, _) in world.frontends() {
@@ -153,10 +168,17 @@ impl Walk<'_> {
         hosts
     }
 
-    /// Brings the addresses up to date that changed since the walk over an earlier world.
-    pub(crate) fn changed(mut self, earlier: &World, hosts: &mut BTreeMap<IpAddr, HostTarget>) {
+    /// Brings the addresses up to date that changed since the walk over an earlier world, and those that `moved` to another
+    /// class.
+    pub(crate) fn changed(
+        mut self,
+        earlier: &World,
+        moved: Vec<IpAddr>,
+        hosts: &mut BTreeMap<IpAddr, HostTarget>,
+    ) {
         let world = self.world;
-        let mut changed: BTreeSet<IpAddr> = world.changed_pod_addresses(earlier).collect();
+        let mut changed: BTreeSet<IpAddr> = moved.into_iter().collect();
+        changed.extend(world.changed_pod_addresses(earlier));
         changed.extend(world.host_addresses.symmetric_difference(&earlier.host_addresses));
         changed.extend(world.changed_frontends(earlier));
         if self.deferring && world.service_mode == ServiceMode::Backends {
@@ -233,6 +255,11 @@ impl Walk<'_> {
         if self.world.is_host_address(address) {
             return None;
         }
+        self.guest(address, group, ports)
+    }
+
+    /// Of a pod's address that is not one of the node's own.
+    fn guest(&mut self, address: IpAddr, group: GroupId, ports: PortsId) -> Option<HostTarget> {
         let block = self.blocks.at(address);
         let class = self.class(address, group, ports, block);
         let itself = self.judge_themselves.contains(&address);

@@ -23,11 +23,11 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 
-use self::atoms::Atoms;
+use self::atoms::{AtomId, Atoms};
 use self::blocks::Blocks;
 use self::groups::Groups;
 use self::hosts::{Classes, Memo, Walk};
-use self::policies::{Policies, Selection};
+use self::policies::{Apart, Policies, Selection};
 use self::rows::{Cells, Sets};
 pub use self::share::Share;
 use crate::desired::{Desired, DesiredRow, Endpoint, HostTarget, RowChoice};
@@ -38,6 +38,8 @@ use crate::world::World;
 
 /// Atoms that nothing names any more may be this many, and half of all, before everything is evaluated afresh.
 const DEAD_ATOMS: usize = 1024;
+/// The same of classes and rule sets.
+const LITTER: usize = 1024;
 
 /// The compiler with what it remembers of the last world.
 #[derive(Clone, Debug, Default)]
@@ -55,6 +57,8 @@ pub struct Compiler {
     memo: Memo,
     sets: Sets,
     cells: Vec<Cells>,
+    /// Classes and rule sets when they were last those of one world.
+    clean: [usize; 2],
     closed: BTreeSet<Arc<str>>,
     hosts: BTreeMap<IpAddr, HostTarget>,
     /// Whether addresses of Services are among them.
@@ -95,26 +99,20 @@ impl Compiler {
         if self.atoms.len() > DEAD_ATOMS + 2 * self.selection.live.len() {
             *self = Self { closed: std::mem::take(&mut self.closed), ..Self::new(self.limits) };
         }
-        let inputs = Inputs::of(world, endpoints, &self.closed);
-        let mut same = true;
-        if self.inputs.as_ref() != Some(&inputs) {
-            let (atoms, closed) = (&mut self.atoms, &self.closed);
-            let selection = self.policies.select(world, &inputs.endpoints, closed, atoms, ids);
-            // The old selection keeps its policies alive, so an equal pointer is the same policy.
-            same = self.inputs.is_some() && self.selection.is_same(&selection);
-            self.inputs = Some(inputs);
-            if !same {
-                self.selection = Arc::new(selection);
-            }
-        }
-        if !same || self.names_other_nodes(world) {
-            same = false;
+        let apart = self.select(world, endpoints, ids);
+        let mut afresh = regrouped || self.is_littered();
+        if apart == Apart::Anyhow || self.names_other_nodes(world) {
             self.nodes = world.nodes.clone();
             self.blocks = Blocks::new(&self.atoms, &self.selection.live, &self.nodes);
+            afresh = true;
         }
-        if !same || regrouped || self.classes.list.len() > 2 * self.limits.classes as usize {
+        if afresh {
             self.restart_classes();
         }
+        let moved = match &apart {
+            Apart::ByPods(atoms) if !afresh => self.rename(world, atoms),
+            Apart::ByPods(_) | Apart::AsBefore | Apart::Anyhow => Vec::new(),
+        };
         let deferring = self.selection.endpoints.iter().any(|e| e.egress != RowChoice::Open);
         if std::mem::replace(&mut self.deferring, deferring) != deferring {
             self.walked = None;
@@ -134,17 +132,55 @@ impl Compiler {
             judge_themselves: hosts::judge_themselves(world, &self.selection),
         };
         match &self.walked {
-            Some(earlier) => walk.changed(earlier, &mut self.hosts),
+            Some(earlier) => walk.changed(earlier, moved, &mut self.hosts),
             None => self.hosts = walk.all(),
         }
         self.walked = Some(world.clone());
-        self.desired()
+        let desired = self.desired();
+        if afresh {
+            self.clean = [self.classes.list.len(), self.sets.list.len()];
+        }
+        desired
     }
 
     /// What each namespace's policies take of the shared tables in the world last compiled.
     #[must_use]
     pub fn shares(&self, desired: &Desired) -> BTreeMap<Arc<str>, Share> {
         share::shares(desired, &self.selection, &self.classes)
+    }
+
+    /// Selects anew what something changed for. Hands back in what rules tell addresses apart otherwise than before.
+    fn select(&mut self, world: &World, endpoints: &[Endpoint], ids: &mut RuleIds) -> Apart {
+        let inputs = Inputs::of(world, endpoints, &self.closed);
+        if self.inputs.as_ref() == Some(&inputs) {
+            return Apart::AsBefore;
+        }
+        let (atoms, closed) = (&mut self.atoms, &self.closed);
+        let selection = self.policies.select(world, &inputs.endpoints, closed, atoms, ids);
+        let first = self.inputs.replace(inputs).is_none();
+        // The old selection keeps its policies alive, so an equal pointer is the same policy.
+        if !first && self.selection.is_same(&selection) {
+            return Apart::AsBefore;
+        }
+        let apart = if first { Apart::Anyhow } else { self.selection.apart(&selection, &self.atoms) };
+        self.cells = self.selection.carry(std::mem::take(&mut self.cells), &selection);
+        self.selection = Arc::new(selection);
+        apart
+    }
+
+    /// Pods that these atoms name are told apart otherwise now. Hands back their addresses.
+    fn rename(&mut self, world: &World, changed: &BTreeSet<AtomId>) -> Vec<IpAddr> {
+        let roster = self.groups.roster(world);
+        let named = self.groups.named(changed, &self.atoms, world);
+        self.memo.rename(&self.selection, self.atoms.len(), &named);
+        let is_named = |group: usize| named.get(group).copied().unwrap_or(true);
+        roster.iter().filter(|(_, group, _)| is_named(*group)).map(|entry| entry.0).collect()
+    }
+
+    /// Whether most classes or rule sets are those of earlier worlds.
+    fn is_littered(&self) -> bool {
+        let now = [self.classes.list.len(), self.sets.list.len()];
+        now.iter().zip(&self.clean).any(|(now, clean)| *now > 2 * clean + LITTER)
     }
 
     /// Whether rules name nodes, and those are others by now.
@@ -211,5 +247,57 @@ impl PartialEq for Inputs {
             && self.endpoints == other.endpoints
             && self.closed == other.closed
             && self.pods.iter().zip(&other.pods).all(|(a, b)| same(a, b))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::SetContent;
+    use crate::testing::{rng::Rng, worlds};
+
+    /// What every row says of every address and prefix that has an entry.
+    fn says(desired: &Desired) -> Vec<(String, u16, Vec<Arc<SetContent>>)> {
+        let column = |class: u32| {
+            let cells = desired.rows.iter().map(|row| row.cells[class as usize]);
+            cells.map(|set| desired.sets[set as usize].clone()).collect()
+        };
+        let hosts =
+            desired.hosts.iter().map(|(a, target)| (a.to_string(), target.flags, column(target.class)));
+        let prefixes = desired.prefixes.iter().map(|(prefix, class)| (prefix.to_string(), 0, column(*class)));
+        hosts.chain(prefixes).collect()
+    }
+
+    #[test]
+    fn what_was_compiled_before_changes_nothing() {
+        let (mut kept, mut by_pods) = (0, 0);
+        for seed in 0..200 {
+            let mut rng = Rng::new(seed);
+            let (mut world, mut ids) = (worlds::world(&mut rng), RuleIds::default());
+            let mut compiler = Compiler::new(Limits::default());
+            for step in 0..12 {
+                let endpoints: Vec<Endpoint> = (1..)
+                    .zip(world.local_pods())
+                    .map(|(slot, pod)| Endpoint { slot, id: slot.into(), pod: pod.key.clone() })
+                    .collect();
+                let before = compiler.selection.clone();
+                let desired = compiler.compile(&world, &endpoints, &mut ids);
+                if !Arc::ptr_eq(&before, &compiler.selection) && step > 0 {
+                    match before.apart(&compiler.selection, &compiler.atoms) {
+                        Apart::AsBefore => kept += 1,
+                        Apart::ByPods(_) => by_pods += 1,
+                        Apart::Anyhow => {}
+                    }
+                }
+                let afresh = Compiler::new(Limits::default()).compile(&world, &endpoints, &mut ids.clone());
+                assert_eq!(says(&desired), says(&afresh), "seed {seed}, step {step}");
+                assert_eq!(desired.endpoints, afresh.endpoints, "seed {seed}, step {step}");
+                // Each change alone, and several at once.
+                for _ in 0..=step / 8 {
+                    world.apply(worlds::delta(&mut rng, &world));
+                }
+            }
+        }
+        assert!(kept > 20 && by_pods > 20, "hardly tried: {kept} and {by_pods} times");
     }
 }

@@ -34,6 +34,17 @@ pub(crate) struct Selection {
     pub(crate) of_cluster: BTreeSet<ObjectKey>,
 }
 
+/// In what the rules of two selections tell addresses apart otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Apart {
+    /// In nothing: an address stays in its class.
+    AsBefore,
+    /// By these atoms, which name pods alone.
+    ByPods(BTreeSet<AtomId>),
+    /// By more than that.
+    Anyhow,
+}
+
 /// A row and its rules.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
@@ -227,6 +238,33 @@ impl Selection {
             && self.of_cluster == other.of_cluster
             && self.rows.len() == other.rows.len()
             && self.rows.iter().zip(&other.rows).all(|(a, b)| Identity::of(&a.spec) == Identity::of(&b.spec))
+    }
+
+    /// In what the rules of the next selection tell addresses apart otherwise.
+    pub(crate) fn apart(&self, next: &Self, atoms: &Atoms) -> Apart {
+        if self.names_of_all != next.names_of_all
+            || self.names.is_empty() != next.names.is_empty()
+            || self.of_cluster != next.of_cluster
+        {
+            return Apart::Anyhow;
+        }
+        let [old, new] = [&self.live, &next.live].map(|live| live.iter().copied().collect::<BTreeSet<_>>());
+        let mut changed: BTreeSet<AtomId> = old.symmetric_difference(&new).copied().collect();
+        let named = self.names.keys().chain(next.names.keys());
+        changed.extend(named.filter(|id| self.names.get(id) != next.names.get(id)));
+        let only_pods = |id: &AtomId| atoms.get(*id).blocks.is_empty() && atoms.get(*id).nodes.is_empty();
+        match changed.iter().all(only_pods) {
+            _ if changed.is_empty() => Apart::AsBefore,
+            true => Apart::ByPods(changed),
+            false => Apart::Anyhow,
+        }
+    }
+
+    /// Hands what belongs to each row on to the same row of the next selection.
+    pub(crate) fn carry<T: Default>(&self, of_rows: Vec<T>, next: &Self) -> Vec<T> {
+        let identities = self.rows.iter().map(|row| Identity::of(&row.spec));
+        let mut there: HashMap<Identity, T> = identities.zip(of_rows).collect();
+        next.rows.iter().map(|row| there.remove(&Identity::of(&row.spec)).unwrap_or_default()).collect()
     }
 
     fn collect(&mut self, used: &mut BTreeSet<u32>) {
