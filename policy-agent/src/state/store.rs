@@ -1,7 +1,7 @@
 //! The state file: read at the start, replaced as a whole when it changes.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use policy_engine::rule_ids::RuleIds;
@@ -64,16 +64,16 @@ impl Store {
         Ok(Some(file.saved))
     }
 
-    /// Replaces the state: a reader sees the old or the new one, whole.
+    /// Replaces the state: a reader sees the old or the new one, whole. Nothing waits for the disk, since a change of policy
+    /// would: the maps that the numbers are about go with the machine, so the file has to outlive this process only. One
+    /// that is torn because the machine went down is not used.
     ///
     /// # Errors
     /// The system's answer; the old state then stays.
     pub fn save(&self, saved: &Saved) -> io::Result<()> {
         let text = serde_json::to_vec(&File { format: FORMAT, saved: saved.clone() })?;
         let fresh = self.directory.join(format!("{FILE}.new"));
-        let mut file = fs::File::create(&fresh)?;
-        file.write_all(&text)?;
-        file.sync_data()?;
+        fs::write(&fresh, text)?;
         fs::rename(fresh, self.file())
     }
 
