@@ -33,13 +33,14 @@ const EVERYWHERE: &[(&str, Test)] = &[
 /// What one cluster shows for all.
 const ONCE: &[(&str, Test)] = &[
     ("a_second_agent_is_refused", life::second_agent),
-    ("an_api_server_that_is_away_for_a_minute_changes_no_verdict", outage::survived),
     ("kubectl_events_tells_the_owner_of_a_policy", notices::events),
     ("time_from_apply_to_drop_and_from_delete_to_pass", latency::policies),
     ("time_that_a_new_pod_is_open", latency::new_pods),
     ("two_hundred_churned_pods_are_never_judged_wrongly", churn::pods),
     ("a_rolled_daemonset_judges_no_packet_wrongly", life::rolled),
     ("with_the_cni_plugin_no_new_pod_is_open", latency::new_pods_with_cni),
+    // Last: the other controllers take a minute and more to notice that the API server is back.
+    ("an_api_server_that_is_away_for_a_minute_changes_no_verdict", outage::survived),
 ];
 
 struct Suite {

@@ -137,7 +137,16 @@ fn all_written(cluster: &Cluster) -> Result<Vec<[u64; 2]>> {
 /// How often the agents say that they read a full list because history was lost.
 fn relisted(cluster: &Cluster) -> Result<usize> {
     let selector = "app.kubernetes.io/name=policy-agent";
-    let logs = cluster.kubectl(&["-n", deploy::NAMESPACE, "logs", "-l", selector, "--tail=-1"])?;
+    let logs = cluster.kubectl(&[
+        "-n",
+        deploy::NAMESPACE,
+        "logs",
+        "-l",
+        selector,
+        "-c",
+        "policy-agent",
+        "--tail=-1",
+    ])?;
     Ok(logs.matches("a full list is read").count())
 }
 
