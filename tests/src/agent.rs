@@ -228,6 +228,20 @@ impl Agent {
         Ok(found.cloned().unwrap_or_default())
     }
 
+    /// What is told of a pod's endpoint once these words are among it: the agent looks for interfaces and groups beside
+    /// everything else, and tells what it knows so far.
+    pub fn wait_for_detail(&self, pod: &str, words: &str) -> Result<Value> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let endpoint = self.endpoint(pod)?;
+            if endpoint["detail"].as_str().is_some_and(|detail| detail.contains(words)) {
+                return Ok(endpoint);
+            }
+            ensure!(Instant::now() < end, "{pod} is not told as '{words}': {endpoint}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Starts a `policyctl` that keeps running, with its output in a pipe.
     pub fn ctl_child<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Result<Child> {
         let mut command = self.ctl_command()?;

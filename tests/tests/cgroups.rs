@@ -331,10 +331,9 @@ fn what_cannot_be_hooked_is_told_and_nothing_stays_attached() {
     setup.agent.start().unwrap();
     let waited = setup.agent.ctl(["wait", "--timeout", "1s"]).unwrap();
     assert!(!waited.status.success());
-    let told = |name: &str| setup.endpoint(name)["detail"].to_string();
-    assert!(told("web").contains("there is no control group /no-such-group-anywhere"), "{}", told("web"));
-    assert!(told("db").contains("is no path of a control group"), "{}", told("db"));
-    assert!(told("other").contains("this agent"), "{}", told("other"));
+    setup.agent.wait_for_detail("web", "there is no control group /no-such-group-anywhere").unwrap();
+    setup.agent.wait_for_detail("db", "is no path of a control group").unwrap();
+    setup.agent.wait_for_detail("other", "this agent").unwrap();
     let links = std::fs::read_dir(setup.agent.bpffs().join("links")).unwrap();
     let groups = links.flatten().filter(|link| link.file_name().to_string_lossy().starts_with("group-"));
     assert_eq!(groups.count(), 0);
@@ -359,11 +358,8 @@ fn without_a_hierarchy_workloads_are_told_with_what_to_do() {
     setup.agent.set_wrapper(&WITHOUT_CGROUPS);
     setup.agent.start().unwrap();
     assert!(!setup.agent.ctl(["wait", "--timeout", "1s"]).unwrap().status.success());
-    let told = setup.endpoint("db")["detail"].to_string();
-    assert!(
-        told.contains("no cgroup v2 hierarchy is mounted") && told.contains("hint: mount -t cgroup2"),
-        "{told}"
-    );
+    let told = setup.agent.wait_for_detail("db", "no cgroup v2 hierarchy is mounted").unwrap();
+    assert!(told.to_string().contains("hint: mount -t cgroup2"), "{told}");
     let status = setup.json(&["status"]).to_string();
     assert!(status.contains("no cgroup v2 hierarchy is mounted"), "{status}");
     assert!(setup.agent.log().contains("control groups are not enforced"), "{}", setup.agent.log());
@@ -376,11 +372,8 @@ fn without_a_hierarchy_workloads_are_told_with_what_to_do() {
     setup.agent.set_arguments(&["--cgroup-root", "/tmp"]);
     setup.agent.start().unwrap();
     assert!(!setup.agent.ctl(["wait", "--timeout", "1s"]).unwrap().status.success());
-    let told = setup.endpoint("db")["detail"].to_string();
-    assert!(
-        told.contains("/tmp is not on a cgroup v2 hierarchy") && told.contains("--cgroup-root"),
-        "{told}"
-    );
+    let told = setup.agent.wait_for_detail("db", "/tmp is not on a cgroup v2 hierarchy").unwrap();
+    assert!(told.to_string().contains("--cgroup-root"), "{told}");
     setup.agent.kill().unwrap();
 
     // With the hierarchy everything is enforced.
@@ -398,8 +391,7 @@ fn two_workloads_cannot_have_one_group() {
     setup.agent.write_manifest("policies.yaml", POLICIES).unwrap();
     setup.agent.start().unwrap();
     assert!(!setup.agent.ctl(["wait", "--timeout", "1s"]).unwrap().status.success());
-    let told = setup.endpoint("other")["detail"].to_string();
-    assert!(told.contains("is that of pod shop/db"), "{told}");
+    setup.agent.wait_for_detail("other", "is that of pod shop/db").unwrap();
     let _listener = setup.db.listener(&setup.host, "0.0.0.0:5432").unwrap();
     assert!(!stranger(&setup.host, &setup.at(5432), 300), "the first one is in force");
     assert!(connects(&setup.web, &setup.host, &setup.at(5432), LONG));

@@ -141,8 +141,7 @@ fn a_program_that_wants_to_be_alone_is_told_and_left_alone() {
     attach_alone(program(true).as_fd(), directory.as_fd());
     setup.agent.start().unwrap();
     assert!(!setup.agent.ctl(["wait", "--timeout", "1s"]).unwrap().status.success());
-    let told = setup.agent.endpoint("db").unwrap();
-    assert!(told["detail"].to_string().contains("not permitted"), "{told}");
+    setup.agent.wait_for_detail("db", "not permitted").unwrap();
     let links = std::fs::read_dir(setup.agent.bpffs().join("links")).unwrap().flatten();
     let names: Vec<String> = links.map(|link| link.file_name().into_string().unwrap()).collect();
     let id = setup.db.id().unwrap().to_string();

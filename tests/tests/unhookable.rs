@@ -189,15 +189,8 @@ impl Setup {
 
     /// The pod is told as not enforced, with these words once it was looked for.
     fn wait_for_detail(&self, name: &str, words: &str) {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let endpoint = self.wait_for_state(name, "UNENFORCED");
-            if endpoint["detail"].to_string().contains(words) {
-                return;
-            }
-            assert!(Instant::now() < end, "{name} is not told as '{words}': {endpoint}");
-            thread::sleep(Duration::from_millis(5));
-        }
+        let endpoint = self.agent.wait_for_detail(name, words).unwrap();
+        assert!(endpoint["state"].to_string().contains("UNENFORCED"), "{endpoint}");
     }
 
     fn wait_for_state(&self, name: &str, state: &str) -> Value {
@@ -224,8 +217,7 @@ fn pods_are_judged_by_their_groups(driver: Driver) {
     let [first, second] = &setup.kubelet.pods[..] else { panic!() };
     let listener = second.container.listener(&setup.b, "0.0.0.0:80").unwrap();
     setup.agent.start().unwrap();
-    let told = setup.wait_for_state("b", "UNENFORCED");
-    assert!(told["detail"].to_string().contains("no interface of this node leads to"), "{driver:?} {told}");
+    setup.wait_for_detail("b", "no interface of this node leads to");
     assert!(asks(&setup.outside.ns, &to_b, LONG), "nobody claims to enforce");
     setup.agent.kill().unwrap();
 
@@ -247,8 +239,7 @@ fn pods_are_judged_by_their_groups(driver: Driver) {
     drop(listener);
     std::fs::remove_dir(second.container.directory()).unwrap();
     std::fs::remove_dir(second.group.directory()).unwrap();
-    let told = setup.wait_for_state("b", "UNENFORCED");
-    assert!(told["detail"].to_string().contains("no control group of a pod with UID"), "{told}");
+    setup.wait_for_detail("b", "no control group of a pod with UID");
     std::fs::create_dir(second.group.directory()).unwrap();
     setup.agent.wait().unwrap();
     std::fs::create_dir(second.container.directory()).unwrap();
