@@ -76,6 +76,17 @@ impl Setup {
         self.node.ns().run(|| [BPF_TCX_INGRESS, BPF_TCX_EGRESS].into_iter().map(query).sum())
     }
 
+    /// Filters on both sides of a pod's interface.
+    fn filters(&self, host: &Host) -> String {
+        let show = |side: &str| {
+            let mut tc = Command::new("tc");
+            self.node.ns().enter_command(&mut tc).unwrap();
+            let output = tc.args(["filter", "show", "dev", &host.host_link, side]).output().unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        ["ingress", "egress"].map(show).concat()
+    }
+
     fn until(&self, what: &str, holds: impl Fn() -> bool) {
         let end = Instant::now() + PATIENCE;
         while !holds() {
@@ -209,9 +220,15 @@ fn the_plugin_returns_when_the_policy_is_in_force_though_the_api_knows_no_addres
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(result["ips"][0]["address"], "10.244.0.12/32", "the earlier plugins' result");
     // No waiting from here on: the word of the plugin is the promise.
-    assert_eq!(setup.programs(&host), 2);
     assert!(!arrives(&setup.stranger, "10.244.0.11", &socket));
     assert!(arrives(&setup.friend, "10.244.0.10", &socket));
+    if policy_agent::datapath::tcx_supported() {
+        setup.until("links are in the place of filters", || {
+            setup.programs(&host) == 2 && setup.filters(&host).is_empty()
+        });
+        assert!(!arrives(&setup.stranger, "10.244.0.11", &socket));
+        assert!(arrives(&setup.friend, "10.244.0.10", &socket));
+    }
     assert!(plugin(&setup, "CHECK", "u-3", "10.244.0.12", 1).status.success());
     // The API catches up, and nothing changes.
     setup.agent.write_manifest("new.yaml", &pod("new", "u-3", &["10.244.0.12"])).unwrap();

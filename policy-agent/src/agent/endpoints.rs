@@ -95,7 +95,9 @@ impl Core {
         let waiting =
             |local: &&Local| !local.hooked && !local.attaching && (check || local.failure.is_none());
         let slots: Vec<u16> = self.table.iter().filter(waiting).map(|local| local.slot).collect();
-        let hooked: Vec<u16> = self.table.iter().filter(|l| l.hooked).map(|local| local.slot).collect();
+        // What is being hooked is the thread's.
+        let hooked = |local: &&Local| local.hooked && !local.attaching;
+        let hooked: Vec<u16> = self.table.iter().filter(hooked).map(|local| local.slot).collect();
         self.hook(&slots);
         if check {
             self.mend(&hooked);
@@ -183,10 +185,16 @@ impl Core {
             }
             let ifindex = local.ifindex;
             let before = self.kernel.hooks.verify(ifindex).map_or_else(|_| Vec::new(), Vec::from);
-            let repaired = self.kernel.hooks.repair(ifindex);
-            let states = self.kernel.hooks.verify(ifindex);
-            match (repaired, states) {
-                (Ok(changed), Ok(states)) => {
+            let as_it_should_be = !before.is_empty() && before.iter().all(HookState::is_right);
+            // Each look asks the kernel a dozen questions, and changes of policy wait meanwhile.
+            let looked = if as_it_should_be {
+                Ok((false, before.clone()))
+            } else {
+                let repaired = self.kernel.hooks.repair(ifindex);
+                repaired.and_then(|changed| Ok((changed, self.kernel.hooks.verify(ifindex)?.into())))
+            };
+            match looked {
+                Ok((changed, states)) => {
                     if changed {
                         let name = self.table.get(*slot).map(|local| local.interface.clone());
                         self.hooks_drifted(&name.unwrap_or_default(), &before);
@@ -196,7 +204,7 @@ impl Core {
                     local.behind_us = states.iter().flat_map(|state| state.behind.clone()).collect();
                     local.before_us = states.into_iter().flat_map(|state| state.before).collect();
                 }
-                (Err(error), _) | (_, Err(error)) => self.not_hooked(*slot, ifindex, &chain(&error)),
+                Err(error) => self.not_hooked(*slot, ifindex, &chain(&error)),
             }
         }
     }

@@ -158,17 +158,23 @@ impl Core {
     pub(super) fn mend_exits(&mut self) {
         let mut drifted = Vec::new();
         for exit in self.exits.values_mut().filter(|exit| exit.hooked) {
-            let before = self.kernel.hooks.verify_exit(exit.ifindex);
-            let repaired = self.kernel.hooks.repair_exit(exit.ifindex);
-            match (repaired, self.kernel.hooks.verify_exit(exit.ifindex)) {
-                (Ok(changed), Ok(state)) => {
+            let hooks = &self.kernel.hooks;
+            let before = hooks.verify_exit(exit.ifindex).ok();
+            let looked = match &before {
+                Some(state) if state.is_right() => Ok((false, state.clone())),
+                Some(_) | None => hooks
+                    .repair_exit(exit.ifindex)
+                    .and_then(|changed| Ok((changed, hooks.verify_exit(exit.ifindex)?))),
+            };
+            match looked {
+                Ok((changed, state)) => {
                     if changed {
                         drifted.push((exit.name.clone(), before));
                     }
                     exit.hooked = state.present;
                     exit.before_us = state.before;
                 }
-                (Err(error), _) | (_, Err(error)) => {
+                Err(error) => {
                     exit.hooked = false;
                     exit.failure = Some(chain(&error));
                 }

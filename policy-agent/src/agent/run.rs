@@ -93,8 +93,8 @@ async fn start(args: &RunArgs) -> Result<(), Failure> {
     let (maker, done) = (kernel.read().spare_maker()?, inputs.clone());
     let spares = Spares::start(maker, move |more| done.send(Input::Stocked(more)).is_ok()).map_err(failed)?;
     let done = inputs.clone();
-    let hooking =
-        Hooking::start(kernel.clone(), move |d| done.send(Input::Hooked(d)).is_ok()).map_err(failed)?;
+    let hooking = Hooking::start(kernel.clone(), !args.once, move |d| done.send(Input::Hooked(d)).is_ok())
+        .map_err(failed)?;
     let done = inputs.clone();
     let prober = Prober::start(move |p| done.send(Input::Probed(p)).is_ok()).map_err(failed)?;
     let done = inputs.clone();

@@ -90,6 +90,10 @@ pub(super) struct Writer {
     verifying: Vec<oneshot::Sender<Report>>,
     answered: u64,
     told: Vec<Located>,
+    /// The sources have told all that they hold.
+    synced: bool,
+    /// Since when, until that was enforced once.
+    starting: Option<Instant>,
     next_check: Instant,
 }
 
@@ -107,6 +111,8 @@ impl Writer {
             verifying: Vec::new(),
             answered: 0,
             told: Vec::new(),
+            synced: false,
+            starting: None,
             next_check,
         }
     }
@@ -132,6 +138,12 @@ impl Writer {
     fn publish(&mut self) {
         let view = self.core.view();
         self.tell(&view);
+        if let Some(since) = self.starting.take_if(|_| view.missing().is_empty()) {
+            tracing::info!(
+                milliseconds = since.elapsed().as_millis(),
+                "all that the sources hold is enforced"
+            );
+        }
         self.answer(&view);
         self.published.publish(view);
     }
@@ -162,6 +174,9 @@ impl Writer {
             Input::Source(Told { update, answered, state }, since) => {
                 self.answered = self.answered.max(answered);
                 if state.synced {
+                    if !self.synced {
+                        (self.synced, self.starting) = (true, Some(since));
+                    }
                     if !update.deltas.is_empty() {
                         batch.since.get_or_insert(since);
                     }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use super::error::{Error, Result};
-use super::hook::Hook;
+use super::hook::{Hook, POD};
 use super::load::Program;
 use super::pins::Pins;
 use crate::netlink::{Filter, Tc};
@@ -56,8 +56,28 @@ pub(super) fn go_first(tc: &Tc, ifindex: u32, hook: Hook, program: &Program) -> 
     tc.remove_filter(ifindex, hook.parent(), old).map_err(Error::interface("remove a tc filter of", ifindex))
 }
 
-/// Removes our filters of these hooks and, if we added it and nobody uses it, the qdisc. True if there was a filter.
-pub(super) fn detach(tc: &Tc, pins: &Pins, ifindex: u32, hooks: &[Hook]) -> Result<bool> {
+/// Judges at a pod's interface at once, where nobody else does anything: no class of packets is ours to order. False =
+/// somebody does, and nothing was changed.
+pub(super) fn bridge<'a>(
+    tc: &Tc,
+    pins: &Pins,
+    ifindex: u32,
+    program: impl Fn(Hook) -> &'a Program,
+) -> Result<bool> {
+    if tc.qdisc(ifindex).map_err(Error::interface("list the qdiscs of", ifindex))?.is_some() {
+        return Ok(false);
+    }
+    add_qdisc(tc, pins, ifindex)?;
+    let done = POD.iter().try_for_each(|hook| add(tc, ifindex, *hook, program(*hook), handles(*hook)[0]));
+    if done.is_err() {
+        remove(tc, ifindex, POD)?;
+        leave(tc, pins, ifindex)?;
+    }
+    done.map(|()| true)
+}
+
+/// Removes our filters of these hooks. True if there was one.
+pub(super) fn remove(tc: &Tc, ifindex: u32, hooks: &[Hook]) -> Result<bool> {
     let mut had = false;
     for hook in hooks {
         let (found, _) = filters(tc, ifindex, *hook)?;
@@ -67,15 +87,24 @@ pub(super) fn detach(tc: &Tc, pins: &Pins, ifindex: u32, hooks: &[Hook]) -> Resu
                 .map_err(Error::interface("remove a tc filter of", ifindex))?;
         }
     }
+    Ok(had)
+}
+
+/// Removes the qdisc if we added it, nobody uses it and we have nothing else at the interface: packets that leave by it
+/// meanwhile are lost.
+pub(super) fn leave(tc: &Tc, pins: &Pins, ifindex: u32) -> Result<()> {
+    if Hook::ALL.iter().any(|hook| pins.link(ifindex, *hook).exists()) {
+        return Ok(());
+    }
     for hook in [Hook::In, Hook::Out] {
         if !filters(tc, ifindex, hook)?.0.is_empty() {
-            return Ok(had);
+            return Ok(());
         }
     }
     if pins.forget_qdisc(ifindex)? {
         gone(tc.remove_clsact(ifindex)).map_err(Error::interface("remove the clsact qdisc of", ifindex))?;
     }
-    Ok(had)
+    Ok(())
 }
 
 fn add(tc: &Tc, ifindex: u32, hook: Hook, program: &Program, handle: u32) -> Result<()> {
@@ -104,13 +133,16 @@ fn add(tc: &Tc, ifindex: u32, hook: Hook, program: &Program, handle: u32) -> Res
 fn ensure_qdisc(tc: &Tc, pins: &Pins, ifindex: u32) -> Result<()> {
     let there = tc.qdisc(ifindex).map_err(Error::interface("list the qdiscs of", ifindex))?;
     match there.as_deref() {
-        Some("clsact") => return Ok(()),
+        Some("clsact") => Ok(()),
         Some(kind) => {
             let holder = format!("it has an {kind} qdisc where clsact would be");
-            return Err(Error::HookTaken { ifindex, holder });
+            Err(Error::HookTaken { ifindex, holder })
         }
-        None => {}
+        None => add_qdisc(tc, pins, ifindex),
     }
+}
+
+fn add_qdisc(tc: &Tc, pins: &Pins, ifindex: u32) -> Result<()> {
     // Noted first: an agent that dies between the two leaves a note too many, not a qdisc that nobody removes.
     pins.note_qdisc(ifindex)?;
     match tc.add_clsact(ifindex) {

@@ -56,6 +56,14 @@ pub struct HookState {
     pub behind: Vec<String>,
 }
 
+impl HookState {
+    /// Whether nothing is to be done: our program is there to stay, and runs first.
+    #[must_use]
+    pub fn is_right(&self) -> bool {
+        self.present && self.lasting && self.before.is_empty()
+    }
+}
+
 /// All that is attached. Interfaces are named by index, in the namespace of the calling thread, so a name that is
 /// given to another link can't mislead it.
 pub struct Hooks {
@@ -131,8 +139,30 @@ impl Hooks {
     /// The kernel's answer. A hook that was attached before stays.
     pub fn attach(&self, ifindex: u32) -> Result<Attached> {
         let done = self.attach_all(ifindex, hook::POD)?;
-        self.detach_all(ifindex, hook::EXIT)?;
+        self.remove_programs(ifindex, hook::EXIT)?;
         Ok(done)
+    }
+
+    /// Has both programs judge at a pod's interface at once, by filters, until [`Hooks::attach`] puts links in their place:
+    /// each link waits for a grace period of the kernel, under its one lock for all interfaces. False = that cannot be
+    /// done here, and nothing was changed. The qdisc costs packets that leave by the interface at that moment, so this is
+    /// for interfaces that carry none yet; it stays until the interface is unhooked.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn bridge(&self, ifindex: u32) -> Result<bool> {
+        if self.mechanism == Mechanism::Clsact {
+            return Ok(false);
+        }
+        for hook in hook::POD {
+            // Filters run behind all links, which could keep packets from them.
+            if self.link(ifindex, *hook)?.is_some() || !tcx::programs(ifindex, *hook)?.is_empty() {
+                return Ok(false);
+            }
+        }
+        let programs = self.copies.lock().unwrap_or_else(PoisonError::into_inner).first().cloned();
+        let Some(programs) = programs else { return Ok(false) };
+        clsact::bridge(&self.tc, &self.pins, ifindex, |hook| programs.of(hook))
     }
 
     /// The same for a device that is not a pod's. Our program is the first here too: the node translates packets before
@@ -155,9 +185,14 @@ impl Hooks {
             };
             *(if taken_over { &mut done.taken_over } else { &mut done.fresh }) += 1;
         }
-        // What an agent with the other setting left would judge every packet a second time.
+        // What a bridge or an agent with the other setting left would judge every packet a second time. The qdisc stays:
+        // taking it away costs packets.
         match self.mechanism {
-            Mechanism::Tcx => drop(clsact::detach(&self.tc, &self.pins, ifindex, hooks)?),
+            Mechanism::Tcx => {
+                if clsact::remove(&self.tc, ifindex, hooks)? {
+                    done = Attached { fresh: 0, taken_over: done.fresh + done.taken_over };
+                }
+            }
             Mechanism::Clsact => {
                 for hook in hooks {
                     self.let_go(ifindex, *hook)?;
@@ -204,7 +239,7 @@ impl Hooks {
     fn repair_all(&self, ifindex: u32, hooks: &[Hook]) -> Result<bool> {
         let look = || hooks.iter().map(|hook| self.state(ifindex, *hook)).collect::<Result<Vec<_>>>();
         let states = look()?;
-        if states.iter().all(|state| state.present && state.lasting && state.before.is_empty()) {
+        if states.iter().all(HookState::is_right) {
             return Ok(false);
         }
         for state in states.iter().filter(|state| state.present && !state.lasting) {
@@ -318,11 +353,17 @@ impl Hooks {
         }
     }
 
-    fn detach_all(&self, ifindex: u32, hooks: &[Hook]) -> Result<()> {
+    fn remove_programs(&self, ifindex: u32, hooks: &[Hook]) -> Result<()> {
         for hook in hooks {
             self.let_go(ifindex, *hook)?;
+            tcx::detach(&self.pins, ifindex, *hook)?;
         }
-        detach(&self.tc, &self.pins, ifindex, hooks)
+        clsact::remove(&self.tc, ifindex, hooks).map(drop)
+    }
+
+    fn detach_all(&self, ifindex: u32, hooks: &[Hook]) -> Result<()> {
+        self.remove_programs(ifindex, hooks)?;
+        clsact::leave(&self.tc, &self.pins, ifindex)
     }
 
     /// Hands over a copy of the direction's program that is not at the hook.
@@ -408,7 +449,8 @@ fn detach(tc: &Tc, pins: &Pins, ifindex: u32, hooks: &[Hook]) -> Result<()> {
     for hook in hooks {
         tcx::detach(pins, ifindex, *hook)?;
     }
-    clsact::detach(tc, pins, ifindex, hooks).map(drop)
+    clsact::remove(tc, ifindex, hooks)?;
+    clsact::leave(tc, pins, ifindex)
 }
 
 fn attached(tc: &Tc, pins: &Pins, hooks: &[Hook]) -> Result<BTreeSet<u32>> {

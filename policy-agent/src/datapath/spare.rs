@@ -16,8 +16,8 @@ use super::ledger::Ledger;
 use super::map::{ANY, Map, bytes_of};
 use super::spec::MapId;
 
-/// Slots whose maps are made at the same time.
-const AT_ONCE: usize = 16;
+/// Slots whose maps are made at the same time: all of them wait for one grace period, the next ones for another.
+const AT_ONCE: usize = 64;
 
 /// What is known of a slot whose endpoint does not stand in its words, or not yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,8 +209,13 @@ pub(super) fn install<'a>(
         note().end_flows(id, slot, done.is_ok().then_some(made));
         done
     };
+    let families: Vec<_> = families.collect();
+    if let [(map, id)] = families[..] {
+        return install(map, id);
+    }
     thread::scope(|scope| {
-        let threads: Vec<_> = families.map(|(map, id)| scope.spawn(move || install(map, id))).collect();
+        let threads: Vec<_> =
+            families.into_iter().map(|(map, id)| scope.spawn(move || install(map, id))).collect();
         let join = |thread: thread::ScopedJoinHandle<'_, _>| {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };

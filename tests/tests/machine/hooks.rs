@@ -200,9 +200,79 @@ fn changing_the_mechanism_leaves_one_program_per_hook_and_no_gap() {
     // Not in each change: on one processor a change that does not wait leaves the sender no time.
     assert!(sent > 0, "packets were sent during the changes");
     f.ns().run(|| {
-        assert_eq!(f.hooks(Attach::Auto).mechanism(), Mechanism::Tcx);
+        let hooks = f.hooks(Attach::Auto);
+        assert_eq!(hooks.mechanism(), Mechanism::Tcx);
+        assert!(qdisc_add_clsact(&f.pod.host_link).is_err(), "to take the qdisc away would cost packets");
+        hooks.detach(f.ifindex).unwrap();
         qdisc_add_clsact(&f.pod.host_link).expect("the qdisc of the earlier setting is gone");
     });
+}
+
+#[test]
+fn a_bridge_judges_at_once_and_gives_way_to_links_without_a_gap() {
+    if !tcx_supported() {
+        return;
+    }
+    let f = Fixture::new();
+    let hooks = f.hooks(Attach::Auto);
+    f.ns().run(|| assert!(hooks.bridge(f.ifindex).unwrap()));
+    assert!(!f.talks(), "filters judge");
+    f.ns().run(|| {
+        assert!(!hooks.bridge(f.ifindex).unwrap(), "once is enough");
+        assert_eq!(hooks.attached().unwrap().into_iter().collect::<Vec<_>>(), [f.ifindex]);
+    });
+    let sent = f.under_traffic(|| {
+        let done = f.ns().run(|| hooks.attach(f.ifindex).unwrap());
+        assert_eq!(done, Attached { fresh: 0, taken_over: 2 }, "packets were judged all the time");
+    });
+    assert!(sent > 0 && !f.arrived(), "a packet got by among {sent}");
+    f.ns().run(|| {
+        let states = hooks.verify(f.ifindex).unwrap();
+        assert!(states.iter().all(|s| s.present && s.before.is_empty() && s.behind.is_empty()), "{states:?}");
+        assert!(!hooks.bridge(f.ifindex).unwrap(), "links need none");
+        let stays = "the qdisc stays: to take it away costs packets";
+        assert!(qdisc_add_clsact(&f.pod.host_link).is_err(), "{stays}");
+    });
+    // The next agent leaves it as well.
+    let next = f.hooks(Attach::Auto);
+    f.ns().run(|| {
+        assert_eq!(next.attach(f.ifindex).unwrap(), Attached { fresh: 0, taken_over: 2 });
+        // It is looked for as a device that is no pod's, too, since it is noted.
+        assert!(next.attached_exits().unwrap().contains(&f.ifindex));
+        next.detach_exit(f.ifindex).unwrap();
+        assert!(qdisc_add_clsact(&f.pod.host_link).is_err());
+        next.detach(f.ifindex).unwrap();
+        assert!(next.attached().unwrap().is_empty());
+        qdisc_add_clsact(&f.pod.host_link).expect("the qdisc is gone");
+    });
+    assert!(f.talks());
+}
+
+#[test]
+fn a_bridge_outlives_its_agent_and_stands_nowhere_beside_others() {
+    if !tcx_supported() {
+        return;
+    }
+    let f = Fixture::new();
+    f.ns().run(|| assert!(f.hooks(Attach::Auto).bridge(f.ifindex).unwrap()));
+    assert!(!f.talks(), "its agent is gone");
+    f.ns().run(|| {
+        let next = f.hooks(Attach::Auto);
+        assert_eq!(next.attach(f.ifindex).unwrap(), Attached { fresh: 0, taken_over: 2 });
+        next.detach(f.ifindex).unwrap();
+        assert!(next.bridge(f.ifindex).unwrap());
+        assert_eq!(remove_all(&f.dir.pins()).unwrap(), (1, 0));
+        // Filters would run behind this one, or not at all.
+        let foreign = program("stranger", ACCEPT);
+        let link = bpf::attach_tcx(foreign.as_fd(), f.ifindex, BPF_TCX_INGRESS).unwrap();
+        assert!(!f.hooks(Attach::Auto).bridge(f.ifindex).unwrap());
+        drop(link);
+        qdisc_add_clsact(&f.pod.host_link).expect("nothing was changed");
+        assert!(!f.hooks(Attach::Auto).bridge(f.ifindex).unwrap(), "somebody else's qdisc");
+        assert!(!f.hooks(Attach::Clsact).bridge(f.ifindex).unwrap());
+        assert!(f.hooks(Attach::Auto).attached().unwrap().is_empty());
+    });
+    assert!(f.talks());
 }
 
 #[test]
