@@ -192,9 +192,10 @@ impl Rtnl {
         found.with_context(|| format!("no link {name} in the namespace"))
     }
 
-    /// Waits until packets pass the link: the kernel takes note of a carrier in the background.
+    /// Waits until packets pass the link: the kernel takes note of a carrier in the background, behind all that removes
+    /// namespaces of other tests.
     pub fn wait_operational(&self, name: &str) -> Result<Link> {
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + Duration::from_secs(20);
         loop {
             let link = self.link(name)?;
             if link.operational {

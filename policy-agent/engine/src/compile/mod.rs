@@ -136,6 +136,8 @@ impl Compiler {
             None => self.hosts = walk.all(),
         }
         self.walked = Some(world.clone());
+        // Else it would keep the pods of an earlier world alive.
+        self.groups.roster(world);
         let desired = self.desired();
         if afresh {
             self.clean = [self.classes.list.len(), self.sets.list.len()];
