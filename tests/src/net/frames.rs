@@ -34,7 +34,8 @@ impl LinkSocket {
     /// The first frame within `wait` that `want` accepts; frames sent from this host are left out.
     pub fn find(&self, wait: Duration, mut want: impl FnMut(&[u8]) -> bool) -> Result<Option<Vec<u8>>> {
         let end = Instant::now() + wait;
-        let mut buffer = vec![0; 65_536];
+        // Segments that travel as one packet can be larger than any frame on a wire.
+        let mut buffer = vec![0; 1 << 18];
         loop {
             let left = end.saturating_duration_since(Instant::now());
             if !self.readable(left)? {

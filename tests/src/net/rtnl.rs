@@ -89,6 +89,19 @@ impl Rtnl {
         self.ask(RouteNetlinkMessage::SetLink(link), 0).context("set a link's MTU")
     }
 
+    /// Sets the largest packet that the link hands on before it is cut up, or puts together from several, in bytes.
+    pub fn set_segmentation(&self, index: u32, size: u32) -> Result<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.attributes.extend([
+            LinkAttribute::GsoMaxSize(size),
+            LinkAttribute::GroMaxSize(size),
+            LinkAttribute::GsoIpv4MaxSize(size),
+            LinkAttribute::GroIpv4MaxSize(size),
+        ]);
+        self.ask(RouteNetlinkMessage::SetLink(link), 0).context("set a link's sizes of segmentation")
+    }
+
     /// Brings the link up.
     pub fn set_up(&self, index: u32) -> Result<()> {
         let mut link = LinkMessage::default();

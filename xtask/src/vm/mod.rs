@@ -136,7 +136,8 @@ fn parse(args: &[String]) -> Result<Request> {
         }
     }
     if request.kernels.is_empty() {
-        request.kernels = kernel::KERNELS.iter().collect();
+        // Newer ones take longer: begun first, they do not keep the others waiting at the end.
+        request.kernels = kernel::KERNELS.iter().rev().collect();
     }
     Ok(request)
 }
