@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod demo;
 pub mod group;
 pub mod lab;
+pub mod monitor;
 pub mod nat;
 pub mod net;
 pub mod pins;

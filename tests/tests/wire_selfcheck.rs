@@ -8,7 +8,9 @@ use policy_common::abi::{
 };
 use policy_tests::{
     lab::Lab,
+    monitor::Monitor,
     net::{Family, Topology},
+    probe::{Outcome, Want},
     tamper::{self, Tamper},
 };
 use serde_json::Value;
@@ -91,7 +93,6 @@ impl Case {
     }
 
     fn passes(&self, from: &str) -> bool {
-        use policy_tests::probe::{Outcome, Want};
         let outcome = self.lab.ask(from, "x/a", "TCP/80", Family::V4, Want::Answer).unwrap();
         matches!(outcome, Outcome::Answered(_))
     }
@@ -302,8 +303,9 @@ fn hooks_and_pins_that_somebody_changed() {
 #[test]
 fn the_agent_finds_it_by_itself_and_tells_everybody() {
     let mut case = Case::new(&["--self-check", "100ms", "--metrics-address", "127.0.0.1:9464"]);
-    let mut monitor = case.lab.agent().ctl_child(["monitor"]).unwrap();
-    let heard = monitor.stdout.take().unwrap();
+    let monitor = Monitor::start(case.lab.agent(), ["monitor"], |_| ()).unwrap();
+    let dropped = || case.lab.ask("x/c", "x/a", "TCP/80", Family::V4, Want::Silence).map(drop);
+    monitor.begun(PATIENCE, dropped).unwrap();
     let mut word = case.tamper.word(case.a.0).unwrap();
     word.ingress_row = ROW_OPEN;
     case.tamper.store_word(case.a.0, word).unwrap();
@@ -338,8 +340,6 @@ fn the_agent_finds_it_by_itself_and_tells_everybody() {
         assert!(Instant::now() < end, "no rounds: {status:#}");
         std::thread::sleep(Duration::from_millis(20));
     }
-    monitor.kill().unwrap();
-    let text = std::io::read_to_string(heard).unwrap();
-    monitor.wait().unwrap();
-    assert!(text.contains("NODE self-check: somebody else changed EP"), "{text}");
+    let told = monitor.shows(&["NODE self-check: somebody else changed EP"], PATIENCE);
+    assert!(told, "{:#?}", monitor.lines());
 }

@@ -3,6 +3,7 @@
 use super::stop;
 use crate::{
     agent::Agent,
+    monitor::Monitor,
     net::{Attach, Host, Node, Topology},
     probe::{Link, Probe, Responder, ask_all},
     scenario::{self, Port, State, Transport},
@@ -11,10 +12,8 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
-    io::{BufRead, BufReader},
     net::{IpAddr, Ipv4Addr},
-    process::Child,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -80,8 +79,7 @@ fn until(mut done: impl FnMut() -> Result<bool>) -> Result<u128> {
 
 /// The application on a node, and a monitor whose lines are shown as they come.
 struct Stage {
-    monitor: Child,
-    lines: Arc<Mutex<Vec<String>>>,
+    monitor: Monitor,
     agent: Agent,
     _responder: Responder,
     node: Node,
@@ -122,29 +120,19 @@ impl Stage {
         }
         agent.start()?;
         agent.wait()?;
-        let mut monitor = agent.ctl_child(["monitor", "--follow"])?;
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let output = BufReader::new(monitor.stdout.take().context("the monitor's output is a pipe")?);
-        let kept = lines.clone();
-        std::thread::spawn(move || {
-            for line in output.lines().map_while(Result::ok) {
-                println!("   monitor | {line}");
-                kept.lock().unwrap_or_else(PoisonError::into_inner).push(line);
-            }
-        });
-        let stage = Self { monitor, lines, agent, _responder: responder, node, backend_policy };
+        let monitor =
+            Monitor::start(&agent, ["monitor", "--follow"], |line| println!("   monitor | {line}"))?;
+        let stage = Self { monitor, agent, _responder: responder, node, backend_policy };
         stage.subscribed()?;
         Ok(stage)
     }
 
-    /// A follower sees what happens after it has subscribed: drops are made until one is shown.
+    /// Drops are made until one is shown.
     fn subscribed(&self) -> Result<()> {
-        until(|| {
-            self.send("batch", "dns", 5432)?;
-            Ok(!self.lines.lock().unwrap_or_else(PoisonError::into_inner).is_empty())
+        self.monitor.begun(PATIENCE, || {
+            stop::check()?;
+            self.send("batch", "dns", 5432)
         })
-        .context("the monitor shows nothing")
-        .map(drop)
     }
 
     fn host(&self, name: &str) -> Result<&Arc<Host>> {
@@ -172,31 +160,18 @@ impl Stage {
     fn ask(&mut self, from: &str, to: &str, port: u16, why: &str) -> Result<()> {
         stop::check()?;
         println!("   {from} -> {to}:{port}, {why}");
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.monitor.clear();
         self.send(from, to, port)
     }
 
     /// Whether a line with all these parts comes.
     fn told(&self, parts: &[&str]) -> Result<bool> {
-        let start = Instant::now();
-        while start.elapsed() < PATIENCE {
+        let shown = self.monitor.shows(parts, PATIENCE);
+        if !shown {
             stop::check()?;
-            let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-            if lines.iter().any(|line| parts.iter().all(|part| line.contains(part))) {
-                return Ok(true);
-            }
-            drop(lines);
-            std::thread::sleep(Duration::from_millis(10));
+            println!("   MISSING a line with {parts:?}");
         }
-        println!("   MISSING a line with {parts:?}");
-        Ok(false)
-    }
-}
-
-impl Drop for Stage {
-    fn drop(&mut self) {
-        drop(self.monitor.kill());
-        drop(self.monitor.wait());
+        Ok(shown)
     }
 }
 

@@ -82,6 +82,17 @@ fn addresses_and_interfaces_that_somebody_else_filled_are_cleared_by_the_self_ch
     streams.stop().unwrap().nothing_lost().unwrap();
 }
 
+/// There is enough again: the pods that had to wait are enforced, and everything else is as it should be.
+fn are_enforced(lab: &mut Lab, pods: &[impl AsRef<str>]) {
+    lab.agent().wait().unwrap();
+    for pod in pods {
+        lab.expect("x/c", pod.as_ref(), "TCP/80", false);
+        lab.expect("x/b", pod.as_ref(), "TCP/80", true);
+    }
+    holds(lab, true);
+    is_clean(lab);
+}
+
 #[test]
 fn without_descriptors_for_new_maps_the_pod_is_told_as_missing_and_hooked_as_soon_as_there_are_some() {
     let mut lab = lab(Topology::Ptp, &["--self-check", "200ms"]);
@@ -101,13 +112,7 @@ fn without_descriptors_for_new_maps_the_pod_is_told_as_missing_and_hooked_as_soo
     std::thread::sleep(std::time::Duration::from_millis(1500));
     assert!(lab.agent().is_running().unwrap(), "{}", lab.agent().log());
     limit(&mut lab, 4096);
-    lab.agent().wait().unwrap();
-    for pod in ["x/new", "x/newer"] {
-        lab.expect("x/c", pod, "TCP/80", false);
-        lab.expect("x/b", pod, "TCP/80", true);
-    }
-    holds(&lab, true);
-    is_clean(&mut lab);
+    are_enforced(&mut lab, &["x/new", "x/newer"]);
     streams.stop().unwrap().nothing_lost().unwrap();
 }
 
@@ -132,13 +137,7 @@ fn without_memory_for_new_maps_pods_are_told_as_missing_and_hooked_as_soon_as_th
     lab.expect("x/e", "x/a", "TCP/80", true);
     lab.expect("x/c", "x/a", "TCP/80", false);
     lab.agent().shortage().unwrap().set(false);
-    lab.agent().wait().unwrap();
-    for pod in &new {
-        lab.expect("x/c", pod, "TCP/80", false);
-        lab.expect("x/b", pod, "TCP/80", true);
-    }
-    holds(&lab, true);
-    is_clean(&mut lab);
+    are_enforced(&mut lab, &new);
     streams.stop().unwrap().nothing_lost().unwrap();
 }
 
