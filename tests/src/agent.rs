@@ -14,8 +14,8 @@ use std::{
 
 /// Where the kernel's pins live.
 const BPFFS: &str = "/sys/fs/bpf";
-/// Longest time that anything may take which is not being measured.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest time that anything may take which is not being measured, on a machine that is slow and busy.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An agent on a node: its folders, its pins, and its process while it runs.
 #[derive(Debug)]
@@ -231,13 +231,20 @@ impl Agent {
     /// What is told of a pod's endpoint once these words are among it: the agent looks for interfaces and groups beside
     /// everything else, and tells what it knows so far.
     pub fn wait_for_detail(&self, pod: &str, words: &str) -> Result<Value> {
+        let told =
+            self.wait_for(pod, |told| told["detail"].as_str().is_some_and(|detail| detail.contains(words)));
+        told.with_context(|| format!("{pod} is not told as '{words}'"))
+    }
+
+    /// What is told of a pod's endpoint once it is as wanted.
+    pub fn wait_for(&self, pod: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
         let end = Instant::now() + PATIENCE;
         loop {
             let endpoint = self.endpoint(pod)?;
-            if endpoint["detail"].as_str().is_some_and(|detail| detail.contains(words)) {
+            if wanted(&endpoint) {
                 return Ok(endpoint);
             }
-            ensure!(Instant::now() < end, "{pod} is not told as '{words}': {endpoint}");
+            ensure!(Instant::now() < end, "{endpoint}\n{}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
     }

@@ -19,7 +19,7 @@ use std::{
 use crate::net::{Maker, Netns};
 
 /// How often the removal of a busy group is tried again, and how long to wait before.
-const REMOVALS: u32 = 200;
+const REMOVALS: u32 = 2000;
 const PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 
 /// A control group of version 2; it goes on drop, with those that were made in it.

@@ -19,7 +19,7 @@ use std::{
 /// Port on which every host answers fences.
 const FENCE_PORT: u16 = 9;
 /// Longest wait for something that must come.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A cluster of one enforced node, changed by the actions of scenario files.
 #[derive(Debug)]

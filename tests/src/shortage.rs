@@ -1,7 +1,8 @@
-//! A kernel that has no memory for new maps, for one process, whenever a test says so.
+//! A kernel that has no memory for new maps, or takes its time for links, for one process, whenever a test says so.
 //!
-//! A seccomp filter hands every `bpf(BPF_MAP_CREATE)` of the process to the test, which lets it go on or answers
-//! `ENOMEM` in the kernel's place (seccomp_unotify(2)). Everything else about the process is as ever.
+//! A seccomp filter hands every `bpf(BPF_MAP_CREATE)` and `bpf(BPF_LINK_CREATE)` of the process to the test, which lets it
+//! go on, at once or later, or answers `ENOMEM` in the kernel's place (seccomp_unotify(2)). Everything else about the
+//! process is as ever.
 
 use std::{
     io,
@@ -25,11 +26,24 @@ const LISTENER: RawFd = 900;
 const RECEIVE: libc::c_ulong = 0xc050_2100;
 const ANSWER: libc::c_ulong = 0xc018_2101;
 
+/// `BPF_MAP_CREATE` and `BPF_LINK_CREATE` of linux/bpf.h.
+const MAP: u32 = 0;
+const LINK: u32 = 28;
+/// Longest time, in milliseconds, that links are held when they need not be any more.
+const TURN: libc::c_int = 5;
+
 /// The test's end. When it goes, the process's requests are refused by the kernel (`ENOSYS`).
 #[derive(Debug)]
 pub struct Shortage {
-    lasts: Arc<AtomicBool>,
-    refused: Arc<AtomicU32>,
+    says: Arc<Says>,
+}
+
+/// What the test says.
+#[derive(Debug, Default)]
+struct Says {
+    lasts: AtomicBool,
+    holds: AtomicBool,
+    refused: AtomicU32,
 }
 
 impl Shortage {
@@ -44,37 +58,43 @@ impl Shortage {
     /// Answers a process that was started by a prepared command, until it ends.
     pub fn of(pid: u32, lasts: bool) -> Result<Self> {
         let listener = listener(pid).context("the listening end of the filter")?;
-        let shortage = Self { lasts: Arc::new(AtomicBool::new(lasts)), refused: Arc::default() };
-        let (lasts, refused) = (shortage.lasts.clone(), shortage.refused.clone());
-        thread::spawn(move || while answer(&listener, &lasts, &refused).is_ok() {});
+        let says = Arc::new(Says { lasts: AtomicBool::new(lasts), ..Says::default() });
+        let shortage = Self { says: says.clone() };
+        thread::spawn(move || answer(&listener, &says));
         Ok(shortage)
     }
 
     /// From here on there is none, or enough.
     pub fn set(&self, lasts: bool) {
-        self.lasts.store(lasts, Ordering::SeqCst);
+        self.says.lasts.store(lasts, Ordering::SeqCst);
+    }
+
+    /// From here on links take until they are let go, or no time.
+    pub fn hold_links(&self, holds: bool) {
+        self.says.holds.store(holds, Ordering::SeqCst);
     }
 
     /// Maps that were refused.
     pub fn refused(&self) -> u32 {
-        self.refused.load(Ordering::SeqCst)
+        self.says.refused.load(Ordering::SeqCst)
     }
 }
 
-/// `if nr == bpf && low word of args[0] == BPF_MAP_CREATE (0) { ask } else { allow }`
+/// `if nr == bpf && low word of args[0] in [BPF_MAP_CREATE, BPF_LINK_CREATE] { ask } else { allow }`
 fn install() -> io::Result<()> {
     let word = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    let unless = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    let test = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     let end = (libc::BPF_RET | libc::BPF_K) as u16;
-    let step = |code, jf, k| libc::sock_filter { code, jt: 0, jf, k };
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     // Offsets in `struct seccomp_data`: number 0, arguments from 16 on.
     let mut code = [
-        step(word, 0, 0),
-        step(unless, 3, libc::SYS_bpf as u32),
-        step(word, 0, 16),
-        step(unless, 1, 0),
-        step(end, 0, libc::SECCOMP_RET_USER_NOTIF),
-        step(end, 0, libc::SECCOMP_RET_ALLOW),
+        step(word, 0, 0, 0),
+        step(test, 0, 4, libc::SYS_bpf as u32),
+        step(word, 0, 0, 16),
+        step(test, 1, 0, MAP),
+        step(test, 0, 1, LINK),
+        step(end, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
+        step(end, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
     // SAFETY: the program and its length outlive the calls, which copy them; descriptors are the process's own.
@@ -101,24 +121,45 @@ fn listener(pid: u32) -> Result<OwnedFd> {
     }
 }
 
-/// One request; an error once the process has ended.
-fn answer(listener: &OwnedFd, lasts: &AtomicBool, refused: &AtomicU32) -> io::Result<()> {
-    // SAFETY: the structures are plain numbers; the kernel wants the first one zeroed, and fills it.
-    unsafe {
-        let mut asked: libc::seccomp_notif = std::mem::zeroed();
-        if libc::ioctl(listener.as_raw_fd(), RECEIVE, &raw mut asked) < 0 {
-            return Err(io::Error::last_os_error());
+/// Answers until the process has ended.
+fn answer(listener: &OwnedFd, says: &Says) {
+    let mut held = Vec::new();
+    loop {
+        if !says.holds.load(Ordering::SeqCst) {
+            held.drain(..).for_each(|id| say(listener, id, 0));
         }
-        let mut said: libc::seccomp_notif_resp = std::mem::zeroed();
-        said.id = asked.id;
-        if lasts.load(Ordering::SeqCst) {
-            said.error = -libc::ENOMEM;
-            refused.fetch_add(1, Ordering::SeqCst);
+        let mut poll = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one live structure and its count.
+        unsafe { libc::poll(&raw mut poll, 1, TURN) };
+        if poll.revents & (libc::POLLHUP | libc::POLLERR) != 0 {
+            return;
+        }
+        if poll.revents & libc::POLLIN == 0 {
+            continue;
+        }
+        // SAFETY: a structure of plain numbers, which the kernel wants zeroed, and fills.
+        let mut asked: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+        // SAFETY: a live structure of the kind that this request fills.
+        if unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE, &raw mut asked) } < 0 {
+            // The thread was ended meanwhile.
+            continue;
+        }
+        let is_link = asked.data.args[0] as u32 == LINK;
+        if is_link && says.holds.load(Ordering::SeqCst) {
+            held.push(asked.id);
+        } else if !is_link && says.lasts.load(Ordering::SeqCst) {
+            says.refused.fetch_add(1, Ordering::SeqCst);
+            say(listener, asked.id, libc::ENOMEM);
         } else {
-            said.flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
+            say(listener, asked.id, 0);
         }
-        // A thread that was ended meanwhile needs no answer (ENOENT).
-        libc::ioctl(listener.as_raw_fd(), ANSWER, &raw const said);
     }
-    Ok(())
+}
+
+/// Lets a request go on, or refuses it with this error.
+fn say(listener: &OwnedFd, id: u64, error: libc::c_int) {
+    let flags = if error == 0 { libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32 } else { 0 };
+    let said = libc::seccomp_notif_resp { id, val: 0, error: -error, flags };
+    // SAFETY: a live structure of the kind that this request reads. A thread that was ended needs no answer (ENOENT).
+    unsafe { libc::ioctl(listener.as_raw_fd(), ANSWER, &raw const said) };
 }

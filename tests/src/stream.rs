@@ -7,6 +7,7 @@ use crate::{
     lab::Lab,
     net::{Family, LinkSocket},
     pkt::Ip,
+    probe::pace,
 };
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -18,15 +19,19 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Port that hears.
 pub const PORT: u16 = 7000;
 /// Pause between two rounds of all pairs.
 const PAUSE: Duration = Duration::from_millis(2);
-/// Silence after which nothing more is on its way.
+/// Silence after which nothing more is on its way, on a machine that answers much faster.
 const SILENCE: Duration = Duration::from_millis(400);
+/// How long a receiver listens before it asks whether it should go on.
+const TURN: Duration = Duration::from_millis(50);
+/// Longest wait for that silence.
+const PATIENCE: Duration = Duration::from_secs(60);
 const MAGIC: &[u8; 4] = b"strm";
 
 /// What both worlds say of a pair.
@@ -58,7 +63,10 @@ type Stream = (Arc<Pair>, Frames);
 #[derive(Debug)]
 pub struct Streams {
     pairs: Vec<Arc<Pair>>,
+    /// Nothing more is sent.
     stop: Arc<AtomicBool>,
+    /// Nothing more is heard.
+    deaf: Arc<AtomicBool>,
     senders: Vec<JoinHandle<()>>,
     receivers: Vec<JoinHandle<()>>,
 }
@@ -79,9 +87,14 @@ pub struct Outcome {
 impl Streams {
     /// Starts streams between places of the lab, in both families.
     pub fn start(lab: &Lab, wanted: &[(&str, &str, Rule)]) -> Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut streams =
-            Self { pairs: Vec::new(), stop: stop.clone(), senders: Vec::new(), receivers: Vec::new() };
+        let (stop, deaf) = <(Arc<AtomicBool>, Arc<AtomicBool>)>::default();
+        let mut streams = Self {
+            pairs: Vec::new(),
+            stop: stop.clone(),
+            deaf: deaf.clone(),
+            senders: Vec::new(),
+            receivers: Vec::new(),
+        };
         let mut senders: Vec<(LinkSocket, Vec<Stream>)> = Vec::new();
         for (from, to, rule) in wanted {
             let mut frames: Vec<Stream> = Vec::new();
@@ -103,8 +116,8 @@ impl Streams {
                 }
                 heard_at.push(address);
                 let socket = lab.host(to)?.ns.run(|| listen(address))?;
-                let (all, stop) = (all.clone(), stop.clone());
-                streams.receivers.push(std::thread::spawn(move || receive(&socket, &all, &stop)));
+                let (all, deaf) = (all.clone(), deaf.clone());
+                streams.receivers.push(std::thread::spawn(move || receive(&socket, &all, &deaf)));
             }
         }
         for (socket, frames) in senders {
@@ -116,13 +129,24 @@ impl Streams {
 
     /// Ends them and says what became of the packets.
     pub fn stop(mut self) -> Result<Outcome> {
+        let join = |threads: &mut Vec<JoinHandle<()>>| {
+            threads.drain(..).try_for_each(JoinHandle::join).map_err(|_| anyhow::anyhow!("a stream panicked"))
+        };
         self.stop.store(true, Ordering::Relaxed);
-        for thread in self.senders.drain(..).chain(self.receivers.drain(..)) {
-            thread.join().map_err(|_| anyhow::anyhow!("a stream panicked"))?;
+        join(&mut self.senders)?;
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let heard = |pair: &Arc<Pair>| sum(&pair.heard);
+            let before: u64 = self.pairs.iter().map(heard).sum();
+            pace::quiet(SILENCE)?;
+            if self.pairs.iter().map(heard).sum::<u64>() == before || Instant::now() > end {
+                break;
+            }
         }
+        self.deaf.store(true, Ordering::Relaxed);
+        join(&mut self.receivers)?;
         let mut outcome = Outcome::default();
         for pair in &self.pairs {
-            let sum = |counts: &[AtomicU64; 2]| counts.iter().map(|c| c.load(Ordering::Relaxed)).sum::<u64>();
             let (sent, heard) = (sum(&pair.sent), sum(&pair.heard));
             let gaps = pair.gaps.lock().unwrap_or_else(PoisonError::into_inner);
             let told = format!("{}: {heard} of {sent} heard, gaps (kind, from, to) {gaps:?}", pair.name);
@@ -145,6 +169,7 @@ impl Streams {
 impl Drop for Streams {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        self.deaf.store(true, Ordering::Relaxed);
     }
 }
 
@@ -178,6 +203,11 @@ impl Pair {
         }
         *next = number + 1;
     }
+}
+
+/// Of both kinds.
+fn sum(counts: &[AtomicU64; 2]) -> u64 {
+    counts.iter().map(|count| count.load(Ordering::Relaxed)).sum()
 }
 
 /// Frames of one pair and family.
@@ -239,16 +269,16 @@ fn listen(address: SocketAddr) -> Result<UdpSocket> {
         )
     };
     ensure!(done == 0, "make room for packets: {}", io::Error::last_os_error());
-    socket.set_read_timeout(Some(SILENCE)).context("set the time limit")?;
+    socket.set_read_timeout(Some(TURN)).context("set the time limit")?;
     Ok(socket)
 }
 
-fn receive(socket: &UdpSocket, pairs: &[Arc<Pair>], stop: &AtomicBool) {
+fn receive(socket: &UdpSocket, pairs: &[Arc<Pair>], deaf: &AtomicBool) {
     let mut buffer = [0; 64];
     let mut next = vec![[0u64; 2]; pairs.len()];
     loop {
         let Ok(length) = socket.recv(&mut buffer) else {
-            if stop.load(Ordering::Relaxed) {
+            if deaf.load(Ordering::Relaxed) {
                 return;
             }
             continue;

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper of a test that fails is a failed test")]
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 
 use policy_agent::datapath::bpf;
 use policy_tests::agent::{Agent, program_path};
-use policy_tests::net::{Attach, Echo, Host, Node, Topology};
+use policy_tests::net::{Attach, Echo, Host, Node, Topology, answers, is_answered};
 use serde_json::Value;
 
 /// Longest time that anything may take.
-const PATIENCE: Duration = Duration::from_secs(20);
-const PORT: u16 = 7000;
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Where `b` answers.
+const B: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 244, 0, 11)), 7000);
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -39,7 +40,7 @@ impl Setup {
         let a = node.add("a", Attach::Pod, &[ip("10.244.0.10")]).unwrap();
         let b = node.add("b", Attach::Pod, &[ip("10.244.0.11")]).unwrap();
         let agent = Agent::new(&node).unwrap();
-        let echo = Echo::new(&b.ns, SocketAddr::new(ip("10.244.0.11"), PORT)).unwrap();
+        let echo = Echo::new(&b.ns, B).unwrap();
         Self { agent, a, b, node, _echo: echo }
     }
 
@@ -52,14 +53,15 @@ impl Setup {
         setup
     }
 
-    /// Whether a datagram from `a` to `b` is answered: three tries, in case one got lost.
+    /// Whether one of three datagrams from `a` to `b` is answered.
     fn reaches(&self) -> bool {
-        let socket = self.a.ns.run(|| UdpSocket::bind(("10.244.0.10", 0)).unwrap());
-        socket.set_read_timeout(Some(Duration::from_millis(150))).unwrap();
-        (0..3).any(|_| {
-            socket.send_to(b"ping", SocketAddr::new(ip("10.244.0.11"), PORT)).unwrap();
-            socket.recv(&mut [0; 16]).is_ok()
-        })
+        answers(&self.a.ns, ip("10.244.0.10"), B).unwrap()
+    }
+
+    /// The same where it must be, however long it takes.
+    fn must_reach(&self, why: &str) {
+        let answered = is_answered(&self.a.ns, ip("10.244.0.10"), B).unwrap();
+        assert!(answered, "{why}; log:\n{}", self.agent.log());
     }
 
     /// Waits until traffic flows, or does not.
@@ -126,7 +128,7 @@ fn allow() -> String {
 #[test]
 fn files_are_followed_however_they_are_written() {
     let setup = Setup::started();
-    assert!(setup.reaches());
+    setup.must_reach("no policy");
     // In place, in two writes with the file open between them.
     let path = setup.file("policy.yaml");
     let text = deny();
@@ -219,11 +221,13 @@ fn a_wrong_field_is_told_and_the_policy_isolates_or_its_last_version_stays() {
         assert_eq!(list["policies"][0]["problems"].as_u64(), Some(1), "{name}: {list}");
         // With a good version before it, that one stays; other objects go on.
         fs::write(setup.file("policy.yaml"), allow()).unwrap();
-        setup.until_reaches(true);
+        // Told once it is in force, and not before.
+        setup.agent.wait().unwrap();
+        setup.must_reach(name);
         assert_eq!(setup.problems(), "[]", "{name}");
         fs::write(setup.file("policy.yaml"), policy("guard", spec)).unwrap();
         setup.until_problem("last good version stays");
-        assert!(setup.reaches(), "{name}: the last good version allows");
+        setup.must_reach(&format!("{name}: the last good version allows"));
         setup.agent.write_manifest("other.yaml", &policy("other", "").replace("app: b", "app: a")).unwrap();
         setup.agent.wait().unwrap();
         assert_eq!(setup.json(&["get", "policies"])["policies"].as_array().unwrap().len(), 2, "{name}");
@@ -242,6 +246,7 @@ fn pods_and_interfaces_come_and_go() {
     // A pod without an interface is told, with the reason, and waited for.
     let third = PODS.replace("name: a,", "name: c,").replace("10.244.0.10", "10.244.0.12");
     setup.agent.write_manifest("third.yaml", third.split("---").next().unwrap()).unwrap();
+    setup.agent.wait_for_detail("c", "no interface").unwrap();
     let output = setup.agent.ctl(["wait", "--timeout", "300ms"]).unwrap();
     assert_eq!(output.status.code(), Some(2));
     let told =
@@ -415,7 +420,7 @@ fn once_leaves_the_policy_in_force_and_cleanup_leaves_nothing() {
         let output =
             run(&setup, &["cleanup", "--bpffs", &bpffs, "--state-dir", state.to_str().unwrap()], |_| {});
         assert!(output.status.success(), "{attach}: {}", String::from_utf8_lossy(&output.stderr));
-        assert!(setup.reaches(), "{attach}");
+        setup.must_reach(attach);
         assert!(!state.exists() && !setup.agent.bpffs().exists(), "{attach}");
         assert_eq!(hooked(&setup.a, &setup.node) + hooked(&setup.b, &setup.node), 0, "{attach}");
         let qdiscs = run_tc(&setup, &setup.b.host_link);

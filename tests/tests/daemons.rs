@@ -19,7 +19,7 @@ use policy_tests::group::ControlGroup;
 use policy_tests::net::{Attach, Host, Netns, Node, Topology};
 
 /// How long an answer that must come may take.
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 /// How long one that must not come is waited for.
 const SHORT: Duration = Duration::from_millis(600);
 const OUTSIDE: &str = "198.51.100.7";
@@ -300,7 +300,7 @@ fn a_restarted_database_is_protected_from_its_first_packet() {
             setup.db_group.make_again().unwrap();
             let mut wait = Command::new(program_path("policyctl").unwrap());
             wait.arg("--socket").arg(setup.agent.socket());
-            wait.args(["wait", "--pod", "shop/db", "--timeout", "30s"]);
+            wait.args(["wait", "--pod", "shop/db", "--timeout", "60s"]);
             let waited = run(wait, setup.db_group.directory(), &setup.host).unwrap();
             assert!(waited.status.success(), "{}", String::from_utf8_lossy(&waited.stderr));
             setup.start_db();

@@ -16,7 +16,9 @@ use std::{
 
 const PORT: u16 = 8080;
 const BYTES: u64 = 64 << 20;
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(90);
+/// How long each end waits for the other one before it looks up.
+const TURN: Duration = Duration::from_millis(100);
 
 /// Lets the kernel hand over packets of this size, on both ends of a pod's link.
 fn resize(lab: &Lab, name: &str, size: u32) {
@@ -27,6 +29,34 @@ fn resize(lab: &Lab, name: &str, size: u32) {
     };
     host.ns.run(|| set(Node::POD_LINK));
     lab.node().ns().run(|| set(&host.host_link));
+}
+
+/// What the receiving end has read, and how often there was nothing to read for a whole turn.
+#[derive(Default)]
+struct Came {
+    bytes: AtomicU64,
+    turns: AtomicU64,
+}
+
+impl Came {
+    /// Waits until so many bytes came; hands back how many did.
+    fn until(&self, bytes: u64) -> u64 {
+        let end = Instant::now() + PATIENCE;
+        while self.bytes.load(Relaxed) < bytes && Instant::now() < end {
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.bytes.load(Relaxed)
+    }
+
+    /// Waits until there was nothing to read so many times more; hands back the bytes that came until then.
+    fn after_turns(&self, turns: u64) -> u64 {
+        let (wanted, end) = (self.turns.load(Relaxed) + turns, Instant::now() + PATIENCE);
+        while self.turns.load(Relaxed) < wanted {
+            assert!(Instant::now() < end, "bytes come and come");
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.bytes.load(Relaxed)
+    }
 }
 
 /// A connection from `x/b` to `x/a` that is always full.
@@ -44,14 +74,14 @@ impl Bulk {
         let client = from.ns.run(|| TcpStream::connect_timeout(&at, PATIENCE)).unwrap();
         let server = listener.accept().unwrap().0;
         // Nobody waits longer than this for the other end.
-        client.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
-        server.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        client.set_write_timeout(Some(TURN)).unwrap();
+        server.set_read_timeout(Some(TURN)).unwrap();
         Self { client, server, frames: LinkSocket::open(&to.ns, Node::POD_LINK).unwrap() }
     }
 
-    /// Sends for as long as `watch` looks at the number of bytes that came. Whether a frame was larger than this.
-    fn run<T>(mut self, larger_than: usize, watch: impl FnOnce(&AtomicU64) -> T) -> (T, bool) {
-        let (came, ended) = (AtomicU64::new(0), AtomicBool::new(false));
+    /// Sends for as long as `watch` looks at what came. Whether a frame was larger than this.
+    fn run<T>(mut self, larger_than: usize, watch: impl FnOnce(&Came) -> T) -> (T, bool) {
+        let (came, ended) = (Came::default(), AtomicBool::new(false));
         thread::scope(|scope| {
             scope.spawn(|| {
                 while !ended.load(Relaxed) {
@@ -62,7 +92,10 @@ impl Bulk {
             scope.spawn(|| {
                 let mut bytes = vec![0; 1 << 18];
                 while !ended.load(Relaxed) {
-                    came.fetch_add(self.server.read(&mut bytes).unwrap_or(0) as u64, Relaxed);
+                    match self.server.read(&mut bytes) {
+                        Ok(count) => came.bytes.fetch_add(count as u64, Relaxed),
+                        Err(_) => came.turns.fetch_add(1, Relaxed),
+                    };
                 }
             });
             let frames = &self.frames;
@@ -73,15 +106,6 @@ impl Bulk {
             (watched, seen.is_some())
         })
     }
-}
-
-/// Waits until so many bytes came; hands back how many did.
-fn until(came: &AtomicU64, bytes: u64) -> u64 {
-    let end = Instant::now() + PATIENCE;
-    while came.load(Relaxed) < bytes && Instant::now() < end {
-        thread::sleep(Duration::from_millis(1));
-    }
-    came.load(Relaxed)
 }
 
 fn ingress(rules: &str) -> String {
@@ -100,7 +124,7 @@ fn segments_that_travel_as_one_packet_are_judged_like_any_other() {
         }
         for family in [Family::V4, Family::V6] {
             lab.policy(&allowed).unwrap();
-            let (came, seen) = Bulk::new(&lab, family).run(larger_than, |came| until(came, BYTES));
+            let (came, seen) = Bulk::new(&lab, family).run(larger_than, |came| came.until(BYTES));
             assert!(came >= BYTES, "{size} {family:?}: only {came} bytes came");
             assert!(seen, "{size} {family:?}: no frame was larger than {larger_than}");
             assert_eq!(lab.drop_reasons().unwrap(), Vec::<String>::new(), "{size} {family:?}");
@@ -111,13 +135,11 @@ fn segments_that_travel_as_one_packet_are_judged_like_any_other() {
         lab.policy(&allowed).unwrap();
         let bulk = Bulk::new(&lab, family);
         let (counts, seen) = bulk.run(70_000, |came| {
-            let first = until(came, BYTES);
+            let first = came.until(BYTES);
             lab.policy(&ingress("[]")).unwrap();
             // What has arrived is still read.
-            thread::sleep(Duration::from_millis(500));
-            let then = came.load(Relaxed);
-            thread::sleep(Duration::from_millis(1000));
-            (first, then, came.load(Relaxed))
+            let then = came.after_turns(2);
+            (first, then, came.after_turns(10))
         });
         let (first, then, last) = counts;
         assert!(first >= BYTES && seen, "{family:?}: {first} bytes came");

@@ -18,7 +18,7 @@ use policy_tests::net::{Attach, Host, Netns, Node, Topology};
 use policy_tests::systemd::Systemd;
 
 /// How long an answer that must come may take.
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 /// How long one that must not come is waited for.
 const SHORT: Duration = Duration::from_millis(600);
 const OUTSIDE: &str = "198.51.100.7";
@@ -222,7 +222,7 @@ fn a_restart_of_the_agents_unit_loses_nothing() {
                 assert_ne!(count, 0, "the connection ended: {}", String::from_utf8_lossy(&answer));
                 answer.extend_from_slice(&bytes[..count]);
             }
-            setup.policyctl(&["wait", "--timeout", "20s"]);
+            setup.policyctl(&["wait", "--timeout", "60s"]);
             setup.holds();
         }
     });

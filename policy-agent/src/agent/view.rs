@@ -277,6 +277,18 @@ fn others(local: &Local) -> String {
 #[derive(Clone, Debug, Default)]
 pub struct Published(Arc<Mutex<Arc<View>>>);
 
+/// A view that was published: who is answered from it and then asks what is in force hears nothing older.
+#[derive(Debug)]
+pub struct Shown(Arc<View>);
+
+impl std::ops::Deref for Shown {
+    type Target = View;
+
+    fn deref(&self) -> &View {
+        &self.0
+    }
+}
+
 impl Published {
     /// The newest one.
     #[must_use]
@@ -284,9 +296,11 @@ impl Published {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Replaces it.
-    pub fn publish(&self, view: View) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(view);
+    /// Replaces it; from here on everybody is told the new one.
+    pub fn publish(&self, view: View) -> Shown {
+        let view = Arc::new(view);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&view);
+        Shown(view)
     }
 }
 

@@ -15,7 +15,7 @@ use super::core::Core;
 use super::hooking::Done;
 use super::looking::Looked;
 use super::tags::Probed;
-use super::view::{Published, View};
+use super::view::{Published, Shown, View};
 use crate::source::objects::Located;
 use crate::source::{Source, SourceState, Told};
 
@@ -126,12 +126,12 @@ impl Writer {
                 self.core.tally.last_change = Some(SystemTime::now());
             }
             self.core.check_in_turn(Instant::now());
-            if !self.verifying.is_empty() {
-                let report = self.core.check_all();
+            let report = (!self.verifying.is_empty()).then(|| self.core.check_all());
+            self.publish();
+            if let Some(report) = report {
                 // Whoever asked may have gone.
                 self.verifying.drain(..).for_each(|asked| drop(asked.send(report.clone())));
             }
-            self.publish();
         }
     }
 
@@ -144,8 +144,9 @@ impl Writer {
                 "all that the sources hold is enforced"
             );
         }
-        self.answer(&view);
-        self.published.publish(view);
+        // Whoever has the answer may ask for the status at once.
+        let shown = self.published.publish(view);
+        self.answer(&shown);
     }
 
     /// Waits for something to do, then takes all there is. `None` = stop.
@@ -211,7 +212,7 @@ impl Writer {
         Some(())
     }
 
-    fn answer(&mut self, view: &View) {
+    fn answer(&mut self, view: &Shown) {
         let now = Instant::now();
         let all = view.missing();
         for mut waiting in std::mem::take(&mut self.waiting) {

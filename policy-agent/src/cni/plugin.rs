@@ -23,10 +23,10 @@ mod code {
     pub(super) const NOT_ENFORCED: u32 = 100;
 }
 
-/// How long CHECK and STATUS wait for an answer.
-const ANSWER: Duration = Duration::from_secs(2);
-/// Beyond the time that the agent was given.
-const GRACE: Duration = Duration::from_secs(1);
+/// How long STATUS waits for an answer: a node that is busy for a moment is not one without a network.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Beyond the time that the agent was given: what it says of the reason is worth more than that there is none.
+const GRACE: Duration = Duration::from_secs(5);
 /// Pause between two tries to reach the agent.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -119,7 +119,7 @@ fn add(config: &Config, pod: Option<&PodName>) -> Result<Value, Refusal> {
 }
 
 fn check(config: &Config, pod: &PodName) -> Result<(), Refusal> {
-    enforced(config, pod, ANSWER)
+    enforced(config, pod, config.timeout())
 }
 
 fn status(config: &Config) -> Result<(), Refusal> {

@@ -17,8 +17,8 @@ use crate::proto::agent::{WaitRequest, WaitResponse};
 /// Pause between two tries to reach the agent.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Time that the agent gets beyond the limit to say what is missing.
-const GRACE: Duration = Duration::from_secs(2);
+/// Time that the agent gets beyond the limit to say what is missing, on a machine that is busy.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Runs the command.
 ///

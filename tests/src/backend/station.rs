@@ -17,7 +17,7 @@ pub(super) const SIZE: usize = 8;
 /// How long a connection that should be broken gets to prove the contrary.
 const BROKEN: Duration = Duration::from_millis(400);
 /// How long a connection that should be alive gets: TCP may be in the middle of a back-off.
-pub(super) const ALIVE: Duration = Duration::from_secs(8);
+pub(super) const ALIVE: Duration = Duration::from_secs(60);
 
 /// The node, and who works on it.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use super::{Amount, Kubelets, Report, lock, rules, run, watch::Watch};
 use crate::{
     agent::Agent,
     cluster::Client,
-    net::{Attach, Netns, Node},
+    net::{Attach, Host, Netns, Node, Rtnl},
     scenario::State,
 };
 use anyhow::{Context, Result};
@@ -45,6 +45,18 @@ pub fn alone(node: &mut Node, admin: Client, agent: &Agent, amount: Amount) -> R
     run(&kubelets, admin, amount)
 }
 
+/// Nobody asks for a neighbour: what waits for the answer is judged when it comes, and a question that is lost, as while a
+/// filter's qdisc is added to the interface, is repeated after a second. By then the policies are others.
+fn acquaint(node: &Node, host: &Host, address: IpAddr) -> Result<()> {
+    let outer = node.rtnl().link(&host.host_link)?.index;
+    node.rtnl().add_neighbour(outer, address, host.mac)?;
+    host.ns.run(|| {
+        let rtnl = Rtnl::open()?;
+        let inner = rtnl.link(Node::POD_LINK)?.index;
+        rtnl.add_neighbour(inner, Node::GATEWAY4.into(), host.gateway_mac)
+    })
+}
+
 impl Kubelets for Alone<'_> {
     fn nodes(&self) -> &[String] {
         &self.names
@@ -67,7 +79,12 @@ impl Kubelets for Alone<'_> {
     ) -> Result<()> {
         let name = pod["metadata"]["name"].as_str().context("a pod without name")?;
         let address = lock(&self.free).pop().context("no address is free")?;
-        let host = lock(&self.node).add(name, Attach::Pod, &[address])?;
+        let host = {
+            let mut node = lock(&self.node);
+            let host = node.add(name, Attach::Pod, &[address])?;
+            acquaint(&node, &host, address)?;
+            host
+        };
         begun(&host.ns, address)?;
         let told = json!({"apiVersion": "v1", "kind": "Pod",
             "metadata": {"namespace": pod["metadata"]["namespace"], "name": name},

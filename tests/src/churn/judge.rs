@@ -15,7 +15,7 @@ use std::{
 /// A packet that has not come by then was dropped.
 pub(super) const SETTLED: Duration = Duration::from_millis(500);
 
-/// Longest that a packet may be on its way behind one that was sent later, as when a neighbour is asked for.
+/// Longest that a packet may be on its way behind one that was sent later, as when a neighbour is asked for and answers.
 const SLACK: Duration = Duration::from_millis(50);
 
 /// What came of it.
@@ -127,6 +127,27 @@ struct Judge<'a> {
     promises: HashMap<usize, Vec<Promise>>,
     /// By place, once it was asked for.
     known: HashMap<(IpAddr, IpAddr, u16), Vec<Option<Sides>>>,
+    /// The first packet that had another verdict, or was lost.
+    first_wrong: Option<Probe>,
+}
+
+/// What became of the packets of the same pods before and after one of them, in milliseconds from it.
+fn around(probes: &[Probe], wrong: &Probe) -> String {
+    const NEAR: Duration = Duration::from_millis(100);
+    let near = |probe: &&Probe| {
+        (probe.pods[0] == wrong.pods[0] || probe.pods[1] == wrong.pods[1])
+            && probe.before + NEAR > wrong.before
+            && probe.before < wrong.before + NEAR
+    };
+    let told = probes.iter().filter(near).map(|probe| {
+        let at = |time: Instant| {
+            let since = time.saturating_duration_since(wrong.before).as_secs_f64();
+            (since - wrong.before.saturating_duration_since(time).as_secs_f64()) * 1e3
+        };
+        let came = probe.came.map_or("-".to_owned(), |came| format!("{:.1}", at(came)));
+        format!("{:?} {} {:.1}: {came}", probe.pods, probe.port, at(probe.before))
+    });
+    told.collect::<Vec<_>>().join("; ")
 }
 
 pub(super) fn judge(
@@ -137,7 +158,8 @@ pub(super) fn judge(
 ) -> Result<Report> {
     let ends = changes.iter().filter(|change| change.step == Step::End);
     let ended = ends.map(|change| (change.pod, change.asked)).collect();
-    let mut judge = Judge { history, ended, promises: HashMap::new(), known: HashMap::new() };
+    let mut judge =
+        Judge { history, ended, promises: HashMap::new(), known: HashMap::new(), first_wrong: None };
     judge.promises(fences);
     let mut report = Report {
         sent: probes.len(),
@@ -152,6 +174,9 @@ pub(super) fn judge(
     // What had no room in the harness was not dropped by anybody's policy.
     if report.lost.len() > losses.total() {
         report.wrong.append(&mut report.lost);
+    }
+    if let Some(first) = judge.first_wrong.clone().filter(|_| !report.wrong.is_empty()) {
+        report.wrong.push(around(probes, &first));
     }
     report.known = judge.waits();
     report.known.sort_unstable();
@@ -240,6 +265,7 @@ impl Judge<'_> {
             (false, false, true) => report.dropped += 1,
             (_, true, true) => report.between += 1,
             (came, _, _) => {
+                self.first_wrong.get_or_insert_with(|| probe.clone());
                 let told = format!(
                     "{probe:?} came: {came}; in the worlds from {from} and {to} to {last} egress and ingress may \
                      [drop, pass] {sides:?}"

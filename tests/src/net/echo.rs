@@ -1,7 +1,7 @@
 //! A pod's process that answers every datagram with what it says.
 
 use std::{
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,9 +13,14 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::Netns;
+use crate::probe::pace;
 
 /// Longest that the thread goes on after the drop.
 const TURN: Duration = Duration::from_millis(50);
+/// Longest wait for an answer that must come.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one that need not come is waited for.
+const SILENCE: Duration = Duration::from_millis(100);
 
 /// It answers until it is dropped.
 #[derive(Debug)]
@@ -42,6 +47,39 @@ impl Echo {
         });
         Ok(Self { ending, thread: Some(thread) })
     }
+}
+
+/// Whether the one who answers there does so to a datagram from this address. Three are sent at once, and all that counts
+/// is what policy says of them then: the answer may take as long as anything on this machine.
+pub fn is_answered(ns: &Netns, source: IpAddr, to: SocketAddr) -> Result<bool> {
+    let socket = ask(ns, source)?;
+    (0..3).for_each(|_| send(&socket, to));
+    socket.set_read_timeout(Some(PATIENCE)).context("set a time limit")?;
+    Ok(socket.recv(&mut [0; 64]).is_ok())
+}
+
+/// The same, where silence is as likely: one of three datagrams, each with as much time as somebody who always answers
+/// would need.
+pub fn answers(ns: &Netns, source: IpAddr, to: SocketAddr) -> Result<bool> {
+    let socket = ask(ns, source)?;
+    socket.set_nonblocking(true).context("wait for nothing")?;
+    for _ in 0..3 {
+        send(&socket, to);
+        pace::quiet(SILENCE)?;
+        if socket.recv(&mut [0; 64]).is_ok() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn ask(ns: &Netns, source: IpAddr) -> Result<UdpSocket> {
+    ns.run(|| UdpSocket::bind((source, 0))).with_context(|| format!("ask from {source}"))
+}
+
+/// What the sender's own kernel refuses is not answered, either.
+fn send(socket: &UdpSocket, to: SocketAddr) {
+    drop(socket.send_to(b"ping", to));
 }
 
 impl Drop for Echo {

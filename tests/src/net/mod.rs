@@ -11,7 +11,7 @@ mod node;
 mod raw;
 mod rtnl;
 
-pub use echo::Echo;
+pub use echo::{Echo, answers, is_answered};
 pub use frames::LinkSocket;
 pub use maker::Maker;
 pub use netns::{Netns, sysctl};

@@ -361,8 +361,8 @@ mod tests {
         let (source, target) = (from.ip(family).unwrap(), to.ip(family).unwrap());
         let server = to.ns.run(|| UdpSocket::bind(SocketAddr::new(target, 0)).unwrap());
         let client = from.ns.run(|| UdpSocket::bind(SocketAddr::new(source, 0)).unwrap());
-        server.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-        client.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         client.send_to(b"ping", server.local_addr().unwrap()).unwrap();
         let mut bytes = [0; 16];
         let Ok((_, peer)) = server.recv_from(&mut bytes) else { return false };

@@ -208,7 +208,7 @@ impl Rtnl {
     /// Waits until packets pass the link: the kernel takes note of a carrier in the background, behind all that removes
     /// namespaces of other tests.
     pub fn wait_operational(&self, name: &str) -> Result<Link> {
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(60);
         loop {
             let link = self.link(name)?;
             if link.operational {

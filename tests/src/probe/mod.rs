@@ -1,6 +1,7 @@
 //! Traffic between hosts of a node: who answers, who asks, and what became of the question.
 
 mod ask;
+pub mod pace;
 mod respond;
 mod session;
 mod socket;

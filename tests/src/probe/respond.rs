@@ -217,7 +217,7 @@ fn open(ns: &Netns, ip: IpAddr, port: Port) -> Result<(Socket, Role)> {
         };
         let number = if matches!(role, Role::Raw(_, _)) { 0 } else { port.number };
         // A child of this process has what was closed here open until it is another program.
-        let end = Instant::now() + Duration::from_secs(2);
+        let end = Instant::now() + Duration::from_secs(20);
         while let Err(error) = socket.bind(ip, number) {
             if error.kind() != io::ErrorKind::AddrInUse || Instant::now() > end {
                 return Err(error);

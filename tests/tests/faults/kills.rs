@@ -1,6 +1,6 @@
 //! The agent is killed at random moments, a hundred times, while policies change.
 
-use super::setup::{actions, holds, is_clean, lab, rounds, streams};
+use super::setup::{PATIENCE, actions, holds, is_clean, lab, rounds, streams};
 use policy_engine::testing::rng::Rng;
 use policy_tests::{
     net::{Family, Topology},
@@ -24,7 +24,7 @@ fn killed_at_any_moment_nothing_leaks_and_nothing_that_is_allowed_is_lost() {
         size: 8,
         unconnected: false,
     };
-    let mut connection = Link::open(&probe, Duration::from_secs(5)).unwrap().expect("it opens");
+    let mut connection = Link::open(&probe, PATIENCE).unwrap().expect("it opens");
     let streams = streams(&lab);
     let mut open = false;
     lab.agent().kill().unwrap();
@@ -54,7 +54,7 @@ fn killed_at_any_moment_nothing_leaks_and_nothing_that_is_allowed_is_lost() {
         .unwrap()
         .nothing_lost()
         .unwrap_or_else(|e| panic!("seed {seed}: {e}\n{}", lab.agent().log()));
-    assert!(connection.is_alive(Duration::from_secs(8)).unwrap(), "the connection broke");
+    assert!(connection.is_alive(PATIENCE).unwrap(), "the connection broke");
     is_clean(&mut lab);
     holds(&lab, open);
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 const CLUSTER: &str = "{pods: {x/a: {labels: {app: a}}, x/b: {labels: {app: b}}, x/c: {labels: {app: c}}, \
                        x/d: {labels: {app: d}}, x/e: {labels: {app: e}}}}";
 /// Longest wait for something that must come.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `x/a` lets in `x/b` and `x/d`, and `x/e` if it is `open`.
 pub(crate) fn policy(open: bool) -> String {

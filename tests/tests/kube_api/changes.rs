@@ -104,7 +104,7 @@ fn a_server_that_comes_late_is_waited_for_and_nothing_is_enforced_before() {
     setup.agent.start().unwrap();
     setup.until_status(|s| s["sources"][0]["missing"].to_string().contains("cannot be reached"), "told");
     assert_eq!(setup.source()["missing"].as_array().map(Vec::len), Some(6), "{}", setup.source());
-    assert!(setup.reaches(), "nobody knows any policy yet");
+    setup.must_reach("nobody knows any policy yet");
     setup.server(ApiServer::restart).unwrap();
     setup.expect(false, "the server came");
     // The next agent finds no server: what the first one left stays.

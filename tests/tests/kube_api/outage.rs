@@ -12,7 +12,7 @@ use policy_tests::cluster::ApiServer;
 use policy_tests::net::Attach;
 use serde_json::json;
 
-use crate::setup::{Setup, ip, policy};
+use crate::setup::{PATIENCE, Setup, ip, policy};
 
 /// Seconds without API server, if not these.
 const LENGTH: &str = "POLICY_OUTAGE_SECONDS";
@@ -45,6 +45,15 @@ fn written(setup: &Setup) -> [u64; 2] {
     churn::written(&String::from_utf8_lossy(&output.stdout)).unwrap()
 }
 
+/// Waits until packets were sent, of each watched pair some.
+fn some_packets(traffic: &Traffic) {
+    let (wanted, end) = (traffic.probes().len() + 300, Instant::now() + PATIENCE);
+    while traffic.probes().len() < wanted {
+        assert!(Instant::now() < end, "nobody sends");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
 #[test]
 fn packets_are_judged_alike_while_the_api_server_is_away_and_it_is_caught_up_with_by_differences() {
     let length = env::var(LENGTH).map_or(SHORT, |text| text.parse().unwrap());
@@ -59,7 +68,7 @@ fn packets_are_judged_alike_while_the_api_server_is_away_and_it_is_caught_up_wit
     pods.iter().for_each(|pod| traffic.add(pod));
     traffic.watch(&pods[1], &pods[0]);
     traffic.watch(&pods[2], &pods[0]);
-    thread::sleep(Duration::from_millis(300));
+    some_packets(&traffic);
     let before = written(&setup);
     // History goes on after the agent's last news: what it has seen of it is lost with the rest.
     for n in 0..5 {
@@ -79,14 +88,14 @@ fn packets_are_judged_alike_while_the_api_server_is_away_and_it_is_caught_up_wit
     assert!(setup.agent.log().contains("a full list is read"), "history was lost: {}", setup.agent.log());
     let back_again = written(&setup);
     assert_eq!(back_again, before, "the kernel holds what it should: nothing is written");
-    thread::sleep(Duration::from_millis(300));
+    some_packets(&traffic);
 
     let changed = Instant::now();
     setup.label("Pod", "p2", &json!({"role": "red"}));
     setup.agent.wait().unwrap();
     let after = written(&setup);
     let enforced = Instant::now();
-    thread::sleep(Duration::from_millis(300));
+    some_packets(&traffic);
     let (probes, losses) = traffic.end();
     let until = probes.iter().filter(|probe| probe.after < changed);
     let steady = Steady::judge(until, &losses, |probe| allowed(&ROLES, probe)).unwrap();

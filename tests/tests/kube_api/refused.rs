@@ -33,7 +33,8 @@ fn a_missing_permission_is_named_until_it_is_there() {
         one && missing.contains("forbids to watch networkpolicies (403)") && missing.contains(rule)
     };
     setup.until_status(named, "the missing verb");
-    assert!(setup.reaches() && setup.status()["ready"] == false, "nothing is enforced without policies");
+    setup.must_reach("nothing is enforced without policies");
+    assert_eq!(setup.status()["ready"], false);
     assert!(setup.agent.log().contains("forbids to watch networkpolicies"), "{}", setup.agent.log());
     setup.role(|_| ());
     setup.until_status(|s| s["ready"] == true, "ready with the shipped role");

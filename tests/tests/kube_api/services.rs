@@ -39,7 +39,7 @@ fn backends_of_services_are_followed() {
     let expect = |setup: &mut Setup, reaches, why: &str| {
         setup.agent.wait().unwrap();
         let to = SocketAddr::new(ip(VIP), 80);
-        assert_eq!(setup.reaches_at(to), reaches, "{why}; log:\n{}", setup.agent.log());
+        assert_eq!(setup.reaches_at(to, reaches), reaches, "{why}; log:\n{}", setup.agent.log());
     };
     expect(&mut setup, false, "no backend is known");
     setup.apply(&slice(&[B]));

@@ -1,7 +1,7 @@
 //! An API server and a node with two pods, and what the tests ask and change there.
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::thread;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use policy_tests::agent::{Agent, program_path};
 use policy_tests::cluster::{ApiServer, Client, Options};
-use policy_tests::net::{Attach, Echo, Host, Node, Topology};
+use policy_tests::net::{Attach, Echo, Host, Node, Topology, answers, is_answered};
 use policy_tests::scenario::root;
 use serde_json::{Value, json};
 
@@ -118,25 +118,29 @@ impl Setup {
         self.admin(|admin| admin.merge(&patch)).unwrap();
     }
 
-    /// Whether a datagram from `a` to `b` is answered: three tries, in case one got lost.
+    /// Whether one of three datagrams from `a` to `b` is answered.
     pub(crate) fn reaches(&self) -> bool {
-        self.reaches_at(SocketAddr::new(ip(B), PORT))
+        answers(&self.a.ns, ip(A), SocketAddr::new(ip(B), PORT)).unwrap()
     }
 
-    /// The same towards another address, of which `b` answers.
-    pub(crate) fn reaches_at(&self, to: SocketAddr) -> bool {
-        let socket = self.a.ns.run(|| UdpSocket::bind((A, 0)).unwrap());
-        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        (0..3).any(|_| {
-            socket.send_to(b"ping", to).unwrap();
-            socket.recv(&mut [0; 16]).is_ok()
-        })
+    /// The same where one must be, however long it takes.
+    pub(crate) fn must_reach(&self, why: &str) {
+        let reached = self.reaches_at(SocketAddr::new(ip(B), PORT), true);
+        assert!(reached, "{why}; log:\n{}", self.agent.log());
+    }
+
+    /// Whether datagrams from `a` to another address, of which `b` answers, are answered, where that is `wanted` or not:
+    /// what must be answered may take as long as it likes.
+    pub(crate) fn reaches_at(&self, to: SocketAddr, wanted: bool) -> bool {
+        let ask = if wanted { is_answered } else { answers };
+        ask(&self.a.ns, ip(A), to).unwrap()
     }
 
     /// Enforced as the API server has it now.
     pub(crate) fn expect(&mut self, reaches: bool, why: &str) {
         self.agent.wait().unwrap();
-        assert_eq!(self.reaches(), reaches, "{why}; log:\n{}", self.agent.log());
+        let reached = self.reaches_at(SocketAddr::new(ip(B), PORT), reaches);
+        assert_eq!(reached, reaches, "{why}; log:\n{}", self.agent.log());
     }
 
     pub(crate) fn status(&self) -> Value {

@@ -36,7 +36,7 @@ pub(crate) const PODS: &[&str] =
     &["x/client", "x/other", "x/good", "x/bad", "x/shut", "x/far-good", "x/far-bad"];
 pub(crate) const BOTH: [Family; 2] = [Family::V4, Family::V6];
 /// Patience with a connection that must live, and with one that must not.
-pub(crate) const ALIVE: Duration = Duration::from_secs(8);
+pub(crate) const ALIVE: Duration = Duration::from_secs(60);
 pub(crate) const CUT: Duration = Duration::from_millis(400);
 
 /// What should become of a connection.

@@ -13,7 +13,10 @@ use policy_tests::{
     net::{Family, Node, Topology},
     probe::Link,
 };
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 #[test]
 fn every_kind_of_service_is_judged_by_its_backend() {
@@ -144,10 +147,18 @@ fn a_drop_behind_a_service_names_the_backend() {
     c.lab.act(POLICIES).unwrap();
     c.service(1, 80, &["x/bad"], 8080);
     c.check("x/client", |f| cluster_ip(f, 1), "TCP/80", Vanish);
-    let output = c.lab.agent().ctl(["monitor", "--last", "100", "--output", "json"]).unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    let line = text.lines().find(|line| line.contains("behind a Service")).expect(&text);
-    let flow: serde_json::Value = serde_json::from_str(line).unwrap();
+    let end = Instant::now() + ALIVE;
+    // Drops are told a moment after they happened.
+    let line = loop {
+        let output = c.lab.agent().ctl(["monitor", "--last", "100", "--output", "json"]).unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        if let Some(line) = text.lines().find(|line| line.contains("behind a Service")) {
+            break line.to_owned();
+        }
+        assert!(Instant::now() < end, "{text}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let flow: serde_json::Value = serde_json::from_str(&line).unwrap();
     let flow = flow.get("flow").unwrap_or(&flow);
     assert_eq!(flow["source"]["pod_name"], "client", "{line}");
     assert_eq!(flow["destination"]["pod_name"], "bad", "{line}");

@@ -14,7 +14,7 @@ use std::{
 
 const NAME: &str = "tun0";
 /// Longest wait for something that must come.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Request of the tun driver: make this device.
 const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
 /// A device without link layer, whose packets come as they are.
