@@ -8,6 +8,7 @@ pub mod cni;
 pub mod ctl;
 pub mod datapath;
 pub mod events;
+mod memory;
 pub mod metrics;
 pub mod netlink;
 pub mod notice;

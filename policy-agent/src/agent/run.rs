@@ -29,6 +29,7 @@ use crate::cgroup::Watch;
 use crate::cli::{Exit, Failure, HostNetwork, Loopback, RunArgs, Unhookable, UnknownPods};
 use crate::datapath::{self, Datapath, EventRing, OBJECT};
 use crate::events::{Bus, Enricher, History, Views};
+use crate::memory;
 use crate::metrics::{self, Metrics};
 use crate::netlink::{Discovery, Events};
 use crate::preflight;
@@ -44,7 +45,7 @@ const ENDING: Duration = Duration::from_secs(2);
 /// # Errors
 /// What is missing or wrong; before the datapath is loaded nothing was changed.
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
-    settings::one_heap();
+    memory::one_heap();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(failed)?;
     let result = runtime.block_on(start(args));

@@ -11,17 +11,6 @@ use crate::datapath::{Attach, Config};
 /// Connections that were running before a pod's first hook are taken up for so long.
 pub(super) const PICKUP: Duration = Duration::from_secs(60);
 
-/// Bounds what glibc keeps for itself. Each thread gets a heap of its own otherwise, and pages of a list that one thread
-/// reads and another one lets go stay in several of them: 63 MB with 10,000 pods in place of 42 MB.
-pub(super) fn one_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: a call without pointers, before there are other threads.
-    unsafe {
-        // Nothing depends on whether it is heeded.
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
-}
-
 /// Name of this node.
 pub(super) fn node_name(args: &RunArgs) -> Result<String, Failure> {
     let name = match &args.node_name {

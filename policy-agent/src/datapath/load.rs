@@ -20,6 +20,7 @@ use super::pins::{Pins, remove_file};
 use super::ring::EventRing;
 use super::spec::MapId;
 use super::trial::TrialMaker;
+use crate::memory::GiveBack;
 
 /// Program for packets towards the pod: tc egress of the host's end.
 pub const IN_PROGRAM: &str = "pod_in";
@@ -196,8 +197,11 @@ pub(super) fn load_programs(
 ) -> Result<Programs> {
     let mut loaded = load_object(pins, maps, constants, object)?;
     let mut take = |name: &'static str| {
-        let program: &mut SchedClassifier =
-            loaded.program_mut(name).and_then(|p| p.try_into().ok()).ok_or(Error::MissingProgram(name))?;
+        let program: &mut SchedClassifier = loaded
+            .object
+            .program_mut(name)
+            .and_then(|p| p.try_into().ok())
+            .ok_or(Error::MissingProgram(name))?;
         program.load().and_then(|()| program.fd()).map_err(refused(name)).and_then(|fd| own(fd, name))
     };
     Ok(Programs { pod_in: take(IN_PROGRAM)?, pod_out: take(OUT_PROGRAM)?, node_exit: take(EXIT_PROGRAM)? })
@@ -212,8 +216,11 @@ pub(super) fn load_group_programs(
 ) -> Result<GroupPrograms> {
     let mut loaded = load_object(pins, maps, constants, object)?;
     let mut take = |name: &'static str| {
-        let program: &mut CgroupSkb =
-            loaded.program_mut(name).and_then(|p| p.try_into().ok()).ok_or(Error::MissingProgram(name))?;
+        let program: &mut CgroupSkb = loaded
+            .object
+            .program_mut(name)
+            .and_then(|p| p.try_into().ok())
+            .ok_or(Error::MissingProgram(name))?;
         program.load().and_then(|()| program.fd()).map_err(refused(name)).and_then(|fd| own(fd, name))
     };
     Ok(GroupPrograms { out: take(GROUP_OUT_PROGRAM)?, inward: take(GROUP_IN_PROGRAM)? })
@@ -238,7 +245,7 @@ fn load_object(
     maps: &[BorrowedFd<'_>],
     constants: &BTreeMap<&'static str, u32>,
     object: &[u8],
-) -> Result<Ebpf> {
+) -> Result<Loaded> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let paths: Vec<_> = MapId::ALL.into_iter().map(|id| (id.spec().name, pins.passing(id, number))).collect();
@@ -248,7 +255,14 @@ fn load_object(
     });
     let loaded = pinned.and_then(|()| open_object(&paths, constants, object));
     paths.iter().try_for_each(|(_, path)| remove_file(path))?;
-    loaded
+    loaded.map(|object| Loaded { object, _behind: GiveBack })
+}
+
+/// The open object.
+struct Loaded {
+    object: Ebpf,
+    /// The kernel's type information takes some 20 MB until here, while other threads take memory that is kept.
+    _behind: GiveBack,
 }
 
 fn open_object(
