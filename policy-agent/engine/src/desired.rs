@@ -24,7 +24,7 @@ pub struct Endpoint {
 #[derive(Clone, Debug, Default)]
 pub struct Desired {
     /// Addresses that need a word of their own, sorted.
-    pub hosts: Vec<(IpAddr, HostTarget)>,
+    pub hosts: Arc<Vec<(IpAddr, HostTarget)>>,
     /// Prefixes that policies name and the class of the addresses for which they are the longest; sorted.
     pub prefixes: Vec<(IpNet, u32)>,
     /// Rows, each for a distinct set of policies in one direction.

@@ -25,14 +25,24 @@ pub struct RuleKey {
 }
 
 /// Numbers of rules. The same rule keeps its number, also across restarts if this is saved.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(into = "Saved", try_from = "Saved")]
 pub struct RuleIds {
     ids: HashMap<RuleKey, u32>,
     rules: HashMap<u32, RuleKey>,
     retired: VecDeque<u32>,
     last: u32,
+    changes: u64,
 }
+
+/// The same numbers for the same rules, whatever there was before.
+impl PartialEq for RuleIds {
+    fn eq(&self, other: &Self) -> bool {
+        self.last == other.last && self.retired == other.retired && self.rules == other.rules
+    }
+}
+
+impl Eq for RuleIds {}
 
 /// A saved list of numbers that contradicts itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +55,7 @@ impl RuleIds {
         if let Some(id) = self.ids.get(key) {
             return Some(*id);
         }
+        self.changes += 1;
         let id = if self.retired.len() > RETIRED_KEPT || self.last == LAST {
             let id = self.retired.pop_front()?;
             if let Some(old) = self.rules.remove(&id) {
@@ -78,13 +89,21 @@ impl RuleIds {
         self.rules.iter().filter(move |(id, _)| !retired.contains(id)).map(|(id, key)| (*id, &key.rule))
     }
 
+    /// Grows with every change: as long as it stays the same, so does all the rest.
+    #[must_use]
+    pub const fn changes(&self) -> u64 {
+        self.changes
+    }
+
     /// Retires the numbers that are not in use and takes back those that are.
     pub fn retain(&mut self, used: &BTreeSet<u32>) {
+        let before = self.retired.len();
         self.retired.retain(|id| !used.contains(id));
         let retired: BTreeSet<u32> = self.retired.iter().copied().collect();
         let mut gone: Vec<u32> =
             self.rules.keys().copied().filter(|id| !used.contains(id) && !retired.contains(id)).collect();
         gone.sort_unstable();
+        self.changes += u64::from(!gone.is_empty() || self.retired.len() != before);
         self.retired.extend(gone);
     }
 }
@@ -165,7 +184,14 @@ mod tests {
         let mut ids = RuleIds::default();
         let (a, b) = (ids.id(&key("a", 0)).unwrap(), ids.id(&key("a", 1)).unwrap());
         assert_eq!((a, b), (1, 2));
+        let changes = ids.changes();
+        ids.retain(&BTreeSet::from([a, b]));
+        assert_eq!(ids.changes(), changes);
         ids.retain(&BTreeSet::from([b]));
+        assert!(ids.changes() > changes);
+        let changes = ids.changes();
+        ids.retain(&BTreeSet::from([b]));
+        assert_eq!(ids.changes(), changes);
         assert_eq!(ids.rule(a), Some(&key("a", 0).rule));
         assert_eq!(ids.id(&key("a", 0)), Some(a));
         let text = serde_json::to_string(&ids).unwrap();

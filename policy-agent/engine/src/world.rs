@@ -193,8 +193,8 @@ impl World {
         self.index
             .by_node
             .range(first..)
-            .take_while(|(node, _)| *node == self.node_name)
-            .filter_map(|(_, key)| self.pods.get(key))
+            .take_while(|((node, _), _)| *node == self.node_name)
+            .map(|(_, pod)| pod)
     }
 
     /// Policies of a namespace, by name.

@@ -61,6 +61,8 @@ pub(super) struct Core {
     pub(super) world: World,
     pub(super) planner: Planner,
     pub(super) saved: Saved,
+    /// Changes of the rules' numbers, and the next endpoint's id, when `saved` was found to be all.
+    saved_at: Option<(u64, u32)>,
     pub(super) table: Table,
     pub(super) exits: Exits,
     /// How traffic to Services is judged.
@@ -179,6 +181,7 @@ impl Core {
             unsaved: None,
             rules: rules(&saved.rules),
             saved,
+            saved_at: None,
         })
     }
 
@@ -394,13 +397,19 @@ impl Core {
 
     /// Numbers of rules must be on disk before the kernel holds them.
     pub(super) fn save(&mut self) {
+        let now = (self.planner.rules.changes(), self.table.next_id());
+        // To compare them takes as long as the rest of a change where there are thousands.
+        if self.saved_at == Some(now) {
+            return;
+        }
         let saved = Saved { rules: self.planner.rules.clone(), next_endpoint: self.table.next_id() };
         if saved == self.saved {
+            self.saved_at = Some(now);
             return;
         }
         self.rules = rules(&self.planner.rules);
         match self.store.save(&saved) {
-            Ok(()) => (self.saved, self.unsaved) = (saved, None),
+            Ok(()) => (self.saved, self.unsaved, self.saved_at) = (saved, None, Some(now)),
             Err(error) => {
                 let text = format!(
                     "the state cannot be saved: {error}: policies are enforced, but after a restart rules may be named \

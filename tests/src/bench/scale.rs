@@ -75,7 +75,7 @@ pub fn scale() -> Result<bool> {
     let since_list = since_list(&agent);
     let mut loads = vec![load()];
     let pid = agent.pid().context("the agent does not run")?;
-    let (resident, most) = memory(pid)?;
+    let (resident, _) = memory(pid)?;
     let admin = api.admin();
     eprintln!("bench: policies come and go, {TURNS} times");
     let (before, turns_before) = (Delays::read(&node)?, Turns::of_writer(pid)?);
@@ -88,7 +88,7 @@ pub fn scale() -> Result<bool> {
     loads.push(load());
     eprintln!("bench: {RATE} changes a second");
     let share = churn(&node, &admin, pid)?;
-    let (resident_after, _) = memory(pid)?;
+    let (resident_after, most) = memory(pid)?;
     eprintln!("bench: new pods");
     let new = pods::measure(&mut node, &api, &agent)?;
     loads.push(load());

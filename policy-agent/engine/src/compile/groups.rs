@@ -4,6 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use imbl::OrdMap;
+
 use super::atoms::{AtomId, Atoms, Scope};
 use crate::model::{ContainerPort, Labels, Pod, Selector};
 use crate::world::World;
@@ -24,6 +26,8 @@ pub(crate) struct Groups {
     list: Vec<Group>,
     roster: Roster,
     namespaces: HashMap<Arc<str>, Namespace>,
+    /// Namespaces of the world that their labels are of.
+    labelled: OrdMap<Arc<str>, Arc<crate::model::Namespace>>,
 }
 
 /// Every address of a pod with what rules can tell of it: policies change far more often than most pods do.
@@ -156,6 +160,10 @@ impl Groups {
     /// Takes over changed labels of namespaces. Returns whether there were any.
     pub(crate) fn refresh(&mut self, world: &World) -> bool {
         let mut changed = false;
+        if self.labelled.ptr_eq(&world.namespaces) {
+            return changed;
+        }
+        self.labelled = world.namespaces.clone();
         for (name, namespace) in &mut self.namespaces {
             let labels = world.namespace_labels(name);
             if !Arc::ptr_eq(&labels, &namespace.labels) && labels != namespace.labels {
@@ -171,11 +179,15 @@ impl Groups {
 
     /// Drops shortcuts and groups when they are many more than the pods.
     pub(crate) fn trim(&mut self, pods: usize) -> bool {
-        let many = 2 * pods + 1024;
-        if self.by_identity.len() > many {
-            self.by_identity.clear();
+        let some_more = pods + pods / 8 + 1024;
+        if self.by_identity.len() > some_more {
+            // A shortcut keeps its pod: those of earlier pods are all that still does.
+            self.by_identity.retain(|_, (pod, ..)| Arc::strong_count(pod) > 1);
+            if self.by_identity.len() > some_more {
+                self.by_identity.clear();
+            }
         }
-        if self.list.len().max(self.port_lists.len()) > many {
+        if self.list.len().max(self.port_lists.len()) > some_more {
             *self = Self::default();
             return true;
         }

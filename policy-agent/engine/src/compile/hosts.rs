@@ -168,14 +168,13 @@ impl Walk<'_> {
         hosts
     }
 
-    /// Brings the addresses up to date that changed since the walk over an earlier world, and those that `moved` to another
-    /// class.
+    /// What the addresses are now that changed since the walk over an earlier world, and those that `moved` to another
+    /// class; `None` = they need no word any more.
     pub(crate) fn changed(
         mut self,
         earlier: &World,
         moved: Vec<IpAddr>,
-        hosts: &mut BTreeMap<IpAddr, HostTarget>,
-    ) {
+    ) -> Vec<(IpAddr, Option<HostTarget>)> {
         let world = self.world;
         let mut changed: BTreeSet<IpAddr> = moved.into_iter().collect();
         changed.extend(world.changed_pod_addresses(earlier));
@@ -184,12 +183,7 @@ impl Walk<'_> {
         if self.deferring && world.service_mode == ServiceMode::Backends {
             changed.extend(world.changed_fronts(earlier, &changed));
         }
-        for address in changed {
-            match self.target(address) {
-                Some(target) => hosts.insert(address, target),
-                None => hosts.remove(&address),
-            };
-        }
+        changed.into_iter().map(|address| (address, self.target(address))).collect()
     }
 
     fn target(&mut self, address: IpAddr) -> Option<HostTarget> {
@@ -295,5 +289,41 @@ impl Walk<'_> {
         ports.sort_unstable();
         ports.dedup();
         ports
+    }
+}
+
+/// Addresses that are put in one by one, each of which moves those behind it.
+const FEW: usize = 16;
+
+/// Takes over what some addresses are now. Where that is what they were, the list stays the same one.
+pub(crate) fn update(
+    hosts: &mut Arc<Vec<(IpAddr, HostTarget)>>,
+    mut news: Vec<(IpAddr, Option<HostTarget>)>,
+) {
+    let find = |hosts: &[(IpAddr, HostTarget)], address| hosts.binary_search_by_key(&address, |host| host.0);
+    news.retain(|(address, target)| find(hosts, *address).ok().map(|at| hosts[at].1) != *target);
+    if news.is_empty() {
+        return;
+    }
+    let hosts = Arc::make_mut(hosts);
+    let (mut gone, mut new) = (BTreeSet::new(), Vec::new());
+    for (address, target) in news {
+        match (find(hosts, address), target) {
+            (Ok(at), Some(target)) => hosts[at].1 = target,
+            (Ok(_) | Err(_), None) => drop(gone.insert(address)),
+            (Err(_), Some(target)) => new.push((address, target)),
+        }
+    }
+    if !gone.is_empty() {
+        hosts.retain(|(address, _)| !gone.contains(address));
+    }
+    if new.len() > FEW {
+        hosts.extend(new);
+        // Two sorted runs: this merges them.
+        hosts.sort_by_key(|host| host.0);
+    } else {
+        for host in new {
+            hosts.insert(hosts.partition_point(|other| other.0 < host.0), host);
+        }
     }
 }

@@ -60,7 +60,7 @@ pub struct Compiler {
     /// Classes and rule sets when they were last those of one world.
     clean: [usize; 2],
     closed: BTreeSet<Arc<str>>,
-    hosts: BTreeMap<IpAddr, HostTarget>,
+    hosts: Arc<Vec<(IpAddr, HostTarget)>>,
     /// Whether addresses of Services are among them.
     deferring: bool,
     /// World whose addresses `hosts` are, under the classes of now.
@@ -132,8 +132,8 @@ impl Compiler {
             judge_themselves: hosts::judge_themselves(world, &self.selection),
         };
         match &self.walked {
-            Some(earlier) => walk.changed(earlier, moved, &mut self.hosts),
-            None => self.hosts = walk.all(),
+            Some(earlier) => hosts::update(&mut self.hosts, walk.changed(earlier, moved)),
+            None => self.hosts = Arc::new(walk.all().into_iter().collect()),
         }
         self.walked = Some(world.clone());
         // Else it would keep the pods of an earlier world alive.
@@ -200,8 +200,7 @@ impl Compiler {
     }
 
     fn desired(&mut self) -> Desired {
-        let hosts = self.hosts.iter().map(|(address, target)| (*address, *target)).collect();
-        let mut desired = Desired { hosts, ..Desired::default() };
+        let mut desired = Desired { hosts: self.hosts.clone(), ..Desired::default() };
         let limit = self.limits.intervals_per_set;
         desired.intervals_per_set = limit;
         for (row, cells) in self.selection.rows.iter().zip(&mut self.cells) {

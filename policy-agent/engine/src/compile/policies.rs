@@ -1,6 +1,7 @@
 //! Which policies judge which endpoint, and their rules in order of decision.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use policy_common::abi::{Direction, Outcome, action};
@@ -146,7 +147,6 @@ impl Policies {
     ) -> Selection {
         let mut selection = Selection::default();
         let mut index: HashMap<Identity, usize> = HashMap::new();
-        self.retain(world);
         let mut used = BTreeSet::new();
         let mut namespaces: HashMap<&str, Vec<&Arc<Policy>>> = HashMap::new();
         let cluster = tiers::in_order(world);
@@ -194,41 +194,47 @@ impl Policies {
         selection
     }
 
-    /// Forgets what was resolved of policies that are other objects by now.
-    fn retain(&mut self, world: &World) {
-        self.cache.retain(|key, cached| world.policies.get(key).is_some_and(|p| Arc::ptr_eq(p, &cached.0)));
-        self.cluster
-            .retain(|key, cached| world.cluster_policies.get(key).is_some_and(|p| Arc::ptr_eq(p, &cached.0)));
-    }
-
     /// Numbers of rules that no row has may be given away, so their resolved form must not come back.
     fn forget_unused(&mut self, selection: &Selection) {
         let rows = || selection.rows.iter().map(|row| &row.spec);
-        let in_use: BTreeSet<&ObjectKey> = rows().flat_map(|spec| &spec.policies).map(|p| &p.key).collect();
-        self.cache.retain(|key, _| in_use.contains(key));
-        let in_use: BTreeSet<&Arc<str>> = rows().flat_map(|spec| &spec.cluster).map(|p| &p.name).collect();
-        self.cluster.retain(|name, _| in_use.contains(name));
+        let in_use: HashSet<usize> = rows().flat_map(|spec| &spec.policies).map(address).collect();
+        self.cache.retain(|_, (policy, _)| in_use.contains(&address(policy)));
+        let in_use: HashSet<usize> = rows().flat_map(|spec| &spec.cluster).map(address).collect();
+        self.cluster.retain(|_, (policy, _)| in_use.contains(&address(policy)));
     }
 
     /// The rules of a row.
     fn rules(&mut self, spec: &RowSpec, atoms: &mut Atoms, ids: &mut RuleIds) -> Vec<RowRule> {
         let mut rules: Vec<RowRule> = Vec::new();
         for policy in &spec.cluster {
-            let cached = self.cluster.entry(policy.name.clone());
-            let cached = cached.or_insert_with(|| (policy.clone(), [None, None]));
+            let cached = of(self.cluster.entry(policy.name.clone()), policy);
             let slot = &mut cached.1[spec.direction as usize - 1];
             let found = slot.get_or_insert_with(|| resolve_cluster(policy, spec, atoms, ids));
             rules.extend(found.iter().cloned());
         }
         for policy in &spec.policies {
-            let cached = self.cache.entry(policy.key.clone());
-            let cached = cached.or_insert_with(|| (policy.clone(), [None, None]));
+            let cached = of(self.cache.entry(policy.key.clone()), policy);
             let slot = &mut cached.1[spec.direction as usize - 1];
             let found = slot.get_or_insert_with(|| resolve(policy, spec, atoms, ids));
             rules.extend(found.iter().cloned());
         }
         rules
     }
+}
+
+/// What is resolved of this very version of a policy.
+fn of<'a, K: Ord, P>(entry: Entry<'a, K, Cached<P>>, policy: &Arc<P>) -> &'a mut Cached<P> {
+    let nothing = || (policy.clone(), [None, None]);
+    let cached = entry.or_insert_with(nothing);
+    if !Arc::ptr_eq(&cached.0, policy) {
+        *cached = nothing();
+    }
+    cached
+}
+
+/// What tells a version of a policy from others, as long as it is held.
+fn address<P>(policy: &Arc<P>) -> usize {
+    Arc::as_ptr(policy).addr()
 }
 
 impl Selection {
@@ -305,8 +311,8 @@ impl Identity {
     fn of(spec: &RowSpec) -> Self {
         Self {
             direction: spec.direction,
-            policies: spec.policies.iter().map(|p| Arc::as_ptr(p).addr()).collect(),
-            cluster: spec.cluster.iter().map(|p| Arc::as_ptr(p).addr()).collect(),
+            policies: spec.policies.iter().map(address).collect(),
+            cluster: spec.cluster.iter().map(address).collect(),
             ports: spec.ports.clone(),
         }
     }

@@ -59,7 +59,7 @@ pub(crate) fn shares(
         signature.atoms.iter().filter_map(|a| owners.get(a)).flatten().collect()
     };
     let mut used: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
-    for (_, target) in &desired.hosts {
+    for (_, target) in desired.hosts.iter() {
         used.entry(target.class).or_default().0 += 1;
     }
     for (_, class) in &desired.prefixes {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use policy_common::abi::ROW_CLOSED;
 
 use super::general::{Stored, changes_owner, commit, must_go};
-use super::join::{Join, Joined};
+use super::join::{Join, Joined, Pair};
 use super::mirror::{Key, Mirror};
 use super::reserve::{Needs, reserve};
 use super::{Judge, PlanError, judges};
@@ -24,7 +24,7 @@ pub(crate) struct Fast {
     /// Rows in use and the desired rows that they are.
     live: BTreeMap<u16, usize>,
     /// Pairs whose class is not what their addresses shall have.
-    wrong: BTreeSet<(u16, u32)>,
+    wrong: BTreeSet<Pair>,
     /// Class in use that is right for a target.
     existing: BTreeMap<u32, u16>,
     /// Targets that need a fresh class.
@@ -37,12 +37,12 @@ pub(crate) struct Fast {
 
 impl Fast {
     /// `None` if only the general plan is safe.
-    pub(crate) fn find(mirror: &Mirror, desired: &Desired, join: &Join) -> Option<Self> {
+    pub(crate) fn find(mirror: &Mirror, desired: &Desired, join: &Join<'_>, stored: &Stored) -> Option<Self> {
         let judges = judges(mirror, desired);
         let live = live_rows(mirror, desired, &judges)?;
         let mut fast = Self {
             judges,
-            stored: Stored::new(mirror, desired),
+            stored: stored.clone(),
             live,
             wrong: BTreeSet::new(),
             existing: BTreeMap::new(),
@@ -50,8 +50,7 @@ impl Fast {
             fresh_rows: Vec::new(),
             kept: BTreeMap::new(),
         };
-        fast.wrong =
-            join.pairs.keys().filter(|(c, t)| !fast.is_right(mirror, desired, *c, *t)).copied().collect();
+        fast.wrong = fast.find_wrong(mirror, desired, join);
         if fast.wrong.contains(&(0, 0)) || !fast.prefixes_stay(join) {
             return None;
         }
@@ -65,7 +64,7 @@ impl Fast {
         mirror: &mut Mirror,
         limits: &Limits,
         desired: &Desired,
-        join: &Join,
+        join: &Join<'_>,
         number: u64,
     ) -> Result<Vec<Op>, PlanError> {
         let reserved = reserve(mirror, limits, desired, join, &self.needs(desired, join))?;
@@ -92,27 +91,31 @@ impl Fast {
         Ok(ops)
     }
 
-    fn is_right(&self, mirror: &Mirror, desired: &Desired, class: u16, target: u32) -> bool {
-        self.live.iter().all(|(row, index)| {
-            let wanted = self.stored.ids[desired.rows[*index].cells[target as usize] as usize];
-            mirror.rows.get(row).map(|r| r.cell(class)) == wanted
-        })
+    fn find_wrong(&self, mirror: &Mirror, desired: &Desired, join: &Join<'_>) -> BTreeSet<Pair> {
+        let rows = self.live.iter().map(|(row, index)| (mirror.rows.get(row), &desired.rows[*index].cells));
+        let rows: Vec<_> = rows.collect();
+        let is_right = |(class, target): &Pair| {
+            rows.iter().all(|(row, cells)| {
+                let wanted = self.stored.ids[cells[*target as usize] as usize];
+                row.map(|row| row.cell(*class)) == wanted
+            })
+        };
+        join.pairs.keys().filter(|pair| !is_right(pair)).copied().collect()
     }
 
     fn is_wrong(&self, key: &Joined) -> bool {
         self.wrong.contains(&(key.class, key.target))
     }
 
-    fn prefixes_stay(&self, join: &Join) -> bool {
-        join.keys
-            .iter()
-            .filter(|k| matches!(k.key, Key::Prefix(_)))
-            .all(|key| key.place.is_some() && !self.is_wrong(key))
+    fn prefixes_stay(&self, join: &Join<'_>) -> bool {
+        let special = join.special.iter().filter(|k| matches!(k.key, Key::Prefix(_)));
+        special.clone().all(|key| key.place.is_some() && !self.is_wrong(key))
+            && join.of_prefixes.is_disjoint(&self.wrong)
     }
 
-    fn find_classes(&mut self, mirror: &Mirror, desired: &Desired, join: &Join) {
+    fn find_classes(&mut self, mirror: &Mirror, desired: &Desired, join: &Join<'_>) {
         let targets: BTreeSet<u32> =
-            join.keys.iter().filter(|k| k.wanted && self.is_wrong(k)).map(|k| k.target).collect();
+            join.wanted.intersection(&self.wrong).map(|(_, target)| *target).collect();
         if targets.is_empty() {
             return;
         }
@@ -137,7 +140,7 @@ impl Fast {
     }
 
     /// Finds rows for endpoints that get their first. False if addresses that they tell apart share a class.
-    fn find_rows(&mut self, desired: &Desired, join: &Join) -> bool {
+    fn find_rows(&mut self, desired: &Desired, join: &Join<'_>) -> bool {
         let by_index: BTreeMap<usize, u16> = self.live.iter().map(|(row, index)| (*index, *row)).collect();
         let mut fresh = BTreeSet::new();
         for judge in &self.judges {
@@ -168,7 +171,7 @@ impl Fast {
         self.existing.get(&target).map_or(Class::Fresh(target), |class| Class::Number(*class))
     }
 
-    fn needs(&self, desired: &Desired, join: &Join) -> Needs {
+    fn needs(&self, desired: &Desired, join: &Join<'_>) -> Needs {
         let mut sets = BTreeSet::new();
         for target in &self.fresh_classes {
             sets.extend(self.live.values().map(|i| desired.rows[*i].cells[*target as usize]));
@@ -180,7 +183,7 @@ impl Fast {
         Needs { classes: self.fresh_classes.len(), rows: self.fresh_rows.len(), sets }
     }
 
-    fn cells(&self, desired: &Desired, join: &Join, index: usize) -> Vec<u16> {
+    fn cells(&self, desired: &Desired, join: &Join<'_>, index: usize) -> Vec<u16> {
         let mut cells = Vec::new();
         for (class, target) in join.pairs.keys() {
             let Class::Number(class) = self.class_of(*class, *target) else { continue };
@@ -197,7 +200,7 @@ impl Fast {
     fn move_hosts(
         &self,
         mirror: &mut Mirror,
-        join: &Join,
+        join: &Join<'_>,
         slots: &[u32],
         number: u64,
         ops: &mut Vec<Op>,
@@ -205,7 +208,8 @@ impl Fast {
         let mut slots = slots.iter();
         let mut moves: BTreeSet<(u16, u16)> = BTreeSet::new();
         let mut rejudge = false;
-        for key in &join.keys {
+        let keys = join.keys(mirror, |pair| self.wrong.contains(&pair));
+        for key in keys.iter() {
             let Key::Host(address) = key.key else { continue };
             let class = match self.class_of(key.class, key.target) {
                 Class::Number(class) => class,

@@ -21,10 +21,10 @@ pub(crate) fn write(
     mirror: &mut Mirror,
     limits: &Limits,
     desired: &Desired,
-    join: &Join,
+    join: &Join<'_>,
+    mut stored: Stored,
     number: u64,
 ) -> Result<Vec<Op>, PlanError> {
-    let mut stored = Stored::new(mirror, desired);
     let rows = Rows::choose(mirror, desired, join, &stored);
     let mut classes = Classes::split(join);
     let targets: BTreeSet<u32> = join.pairs.keys().map(|p| p.1).collect();
@@ -58,6 +58,7 @@ pub(crate) fn write(
 }
 
 /// Stored ids of the desired rule sets.
+#[derive(Clone)]
 pub(crate) struct Stored {
     /// By index in the desired world.
     pub(crate) ids: Vec<Option<u16>>,
@@ -93,7 +94,7 @@ struct Rows {
 }
 
 impl Rows {
-    fn choose(mirror: &Mirror, desired: &Desired, join: &Join, stored: &Stored) -> Self {
+    fn choose(mirror: &Mirror, desired: &Desired, join: &Join<'_>, stored: &Stored) -> Self {
         let judges = judges(mirror, desired);
         let mut checked: BTreeMap<(u16, usize), bool> = BTreeMap::new();
         let mut owner: BTreeMap<u16, usize> = BTreeMap::new();
@@ -133,7 +134,14 @@ impl Rows {
 }
 
 /// Whether a row says to every class what the desired row says to those who are in it.
-fn fits(mirror: &Mirror, desired: &Desired, join: &Join, stored: &Stored, row: u16, index: usize) -> bool {
+fn fits(
+    mirror: &Mirror,
+    desired: &Desired,
+    join: &Join<'_>,
+    stored: &Stored,
+    row: u16,
+    index: usize,
+) -> bool {
     let (Some(row), wanted) = (mirror.rows.get(&row), &desired.rows[index]) else { return false };
     // A row of other policies stays apart even if it says the same: events name policies by row.
     row.spec.as_ref().is_none_or(|s| s == &wanted.spec)
@@ -151,7 +159,7 @@ struct Classes {
 impl Classes {
     /// Of the pairs with one class, the one with most keys keeps its number; class 0 stays with the addresses that
     /// have no key.
-    fn split(join: &Join) -> Self {
+    fn split(join: &Join<'_>) -> Self {
         let mut keeper: BTreeMap<u16, (usize, u32)> = BTreeMap::new();
         for ((class, target), count) in &join.pairs {
             let count = if *class == 0 && *target != 0 { 0 } else { *count };
@@ -186,10 +194,17 @@ impl Classes {
 }
 
 /// Moves and inserts keys. Returns whether addresses of the node or of Services changed, which no row shows.
-fn move_keys(mirror: &mut Mirror, join: &Join, classes: &Classes, slots: &[u32], ops: &mut Vec<Op>) -> bool {
+fn move_keys(
+    mirror: &mut Mirror,
+    join: &Join<'_>,
+    classes: &Classes,
+    slots: &[u32],
+    ops: &mut Vec<Op>,
+) -> bool {
     let mut slots = slots.iter();
     let mut rejudge = false;
-    for key in &join.keys {
+    let keys = join.keys(mirror, |pair| classes.of.get(&pair).is_some_and(|class| *class != pair.0));
+    for key in keys.iter() {
         let Some(class) = classes.of.get(&(key.class, key.target)) else { continue };
         match key.place {
             Some(place) => {

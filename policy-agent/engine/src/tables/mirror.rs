@@ -1,7 +1,7 @@
 //! What the kernel holds, as far as this agent knows: every write goes through here, so that plan and mirror agree.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -21,6 +21,16 @@ pub(crate) enum Key {
     Host(IpAddr),
     /// A prefix.
     Prefix(IpNet),
+}
+
+impl Key {
+    /// Whether it is of IPv6.
+    pub(crate) fn is_six(&self) -> bool {
+        match self {
+            Self::Host(address) => address.is_ipv6(),
+            Self::Prefix(prefix) => prefix.addr().is_ipv6(),
+        }
+    }
 }
 
 /// A host word in place.
@@ -59,6 +69,8 @@ impl MirrorRow {
 pub(crate) struct Mirror {
     /// Addresses.
     pub(crate) hosts: BTreeMap<IpAddr, Place>,
+    /// Another one after each change of the addresses.
+    pub(crate) version: u64,
     /// Prefixes.
     pub(crate) prefixes: BTreeMap<IpNet, Place>,
     /// Rows that are in use or in quarantine.
@@ -90,6 +102,7 @@ impl Mirror {
     pub(crate) fn new(limits: &Limits) -> Self {
         Self {
             hosts: BTreeMap::new(),
+            version: 0,
             prefixes: BTreeMap::new(),
             rows: BTreeMap::new(),
             sets: SetStore::new(limits),
@@ -135,16 +148,23 @@ impl Mirror {
 
     /// Writes the word of a live key.
     pub(crate) fn move_key(&mut self, key: Key, class: u16, flags: u16, ops: &mut Vec<Op>) {
-        let place = match key {
-            Key::Host(address) => self.hosts.get_mut(&address),
-            Key::Prefix(prefix) => self.prefixes.get_mut(&prefix),
-        };
-        let Some(place) = place else { return };
+        let Some(place) = self.place(key) else { return };
         let old = std::mem::replace(&mut place.class, class);
         place.flags = flags;
         ops.push(Op::HostWord { slot: place.slot, word: word(key, class, flags) });
         self.join_class(class);
         self.leave_class(old);
+    }
+
+    /// The place of a key, to be changed.
+    pub(crate) fn place(&mut self, key: Key) -> Option<&mut Place> {
+        match key {
+            Key::Host(address) => {
+                self.version += 1;
+                self.hosts.get_mut(&address)
+            }
+            Key::Prefix(prefix) => self.prefixes.get_mut(&prefix),
+        }
     }
 
     /// Writes the word of a new key under a free slot, then inserts it.
@@ -161,7 +181,10 @@ impl Mirror {
     pub(crate) fn hold(&mut self, key: Key, place: Place) {
         self.join_class(place.class);
         match key {
-            Key::Host(address) => self.hosts.insert(address, place),
+            Key::Host(address) => {
+                self.version += 1;
+                self.hosts.insert(address, place)
+            }
             Key::Prefix(prefix) => {
                 let lengths = &mut self.lengths[usize::from(prefix.addr().is_ipv6())];
                 *lengths.entry(prefix.prefix_len()).or_default() += 1;
@@ -196,6 +219,7 @@ impl Mirror {
     pub(crate) fn remove(&mut self, key: Key, plan: u64, ops: &mut Vec<Op>) {
         let place = match key {
             Key::Host(address) => {
+                self.version += 1;
                 ops.push(Op::HostRemove { address });
                 self.hosts.remove(&address)
             }
@@ -295,7 +319,8 @@ impl Mirror {
 
     /// Addresses of each family.
     pub(crate) fn host_counts(&self) -> [usize; 2] {
-        let six = self.hosts.keys().filter(|a| a.is_ipv6()).count();
+        // They come last.
+        let six = self.hosts.range(IpAddr::V6(Ipv6Addr::UNSPECIFIED)..).count();
         [self.hosts.len() - six, six]
     }
 

@@ -26,8 +26,8 @@ use policy_common::abi::{Direction, EndpointWord, ROW_CLOSED};
 
 pub use self::adopt::Dump;
 pub use self::audit::{Difference, epoch_after};
-use self::join::Join;
-use self::mirror::{Key, Mirror};
+use self::join::{Join, Settled};
+use self::mirror::Mirror;
 pub use self::sets::checksum;
 use crate::desired::{Desired, RowChoice, RowSpec, SetContent};
 use crate::limits::Limits;
@@ -111,6 +111,7 @@ pub struct Usage {
 pub struct Tables {
     limits: Limits,
     mirror: Mirror,
+    settled: Option<Settled>,
     number: u64,
 }
 
@@ -118,7 +119,7 @@ impl Tables {
     /// Empty tables of these sizes.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
-        Self { limits, mirror: Mirror::new(&limits), number: 0 }
+        Self { limits, mirror: Mirror::new(&limits), settled: None, number: 0 }
     }
 
     /// Plans the writes that lead to the desired world, and takes them as done.
@@ -129,23 +130,20 @@ impl Tables {
     /// # Errors
     /// What does not fit; then nothing has changed.
     pub fn plan(&mut self, desired: &Desired) -> Result<Plan, PlanError> {
-        let join = Join::new(&self.mirror, desired);
+        let join = Join::new(&self.mirror, desired, &mut self.settled);
         let number = self.number + 1;
-        let fast = fast::Fast::find(&self.mirror, desired, &join);
+        let stored = general::Stored::new(&self.mirror, desired);
+        let fast = fast::Fast::find(&self.mirror, desired, &join, &stored);
         let planned = match fast {
             Some(fast) => fast.write(&mut self.mirror, &self.limits, desired, &join, number)?,
-            None => general::write(&mut self.mirror, &self.limits, desired, &join, number)?,
+            None => general::write(&mut self.mirror, &self.limits, desired, &join, stored, number)?,
         };
         // First of all, for the others may need the room.
         let mut ops = self.mirror.clear_junk(number);
         ops.extend(planned);
         // New ones are wanted from their insertion; of the rest, few change between two plans.
-        for key in join.keys.iter().filter(|k| k.place.is_some_and(|p| p.wanted != k.wanted)) {
-            let place = match key.key {
-                Key::Host(address) => self.mirror.hosts.get_mut(&address),
-                Key::Prefix(prefix) => self.mirror.prefixes.get_mut(&prefix),
-            };
-            if let Some(place) = place {
+        for key in join.special.iter().filter(|k| k.place.is_some_and(|p| p.wanted != k.wanted)) {
+            if let Some(place) = self.mirror.place(key.key) {
                 place.wanted = key.wanted;
             }
         }

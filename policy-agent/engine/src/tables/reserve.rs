@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::collect::mergeable;
-use super::join::Join;
-use super::mirror::{Key, Mirror};
+use super::join::{Count, Join};
+use super::mirror::Mirror;
 use super::{PlanError, Table};
 use crate::desired::{Desired, SetContent};
 use crate::limits::Limits;
@@ -39,7 +39,7 @@ pub(crate) fn reserve(
     mirror: &mut Mirror,
     limits: &Limits,
     desired: &Desired,
-    join: &Join,
+    join: &Join<'_>,
     needs: &Needs,
 ) -> Result<Reserved, PlanError> {
     let demand = Demand::of(desired, join);
@@ -91,16 +91,8 @@ fn give_back(mirror: &mut Mirror, taken: &Reserved) {
     mirror.slot_ids.give_back(taken.slots.iter().copied());
 }
 
-/// Entries of one family.
-#[derive(Clone, Copy, Debug, Default)]
-struct Count {
-    during: usize,
-    after: usize,
-    waiting: usize,
-}
-
 /// What the desired world takes, during the plan and after it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Demand {
     hosts: [Count; 2],
     prefixes: [Count; 2],
@@ -109,27 +101,12 @@ struct Demand {
 }
 
 impl Demand {
-    fn of(desired: &Desired, join: &Join) -> Self {
-        let mut demand = Self::default();
-        let mut classes = BTreeSet::new();
-        for key in &join.keys {
-            let count = match key.key {
-                Key::Host(address) => &mut demand.hosts[usize::from(address.is_ipv6())],
-                Key::Prefix(prefix) => &mut demand.prefixes[usize::from(prefix.addr().is_ipv6())],
-            };
-            count.during += 1;
-            if key.wanted {
-                count.after += 1;
-                classes.insert(key.target);
-                demand.new_keys += usize::from(key.place.is_none());
-            } else {
-                count.waiting += usize::from(key.place.is_some_and(|p| !p.wanted));
-            }
-        }
+    fn of(desired: &Desired, join: &Join<'_>) -> Self {
+        let mut classes: BTreeSet<u32> = join.wanted.iter().map(|pair| pair.1).collect();
         classes.remove(&0);
         debug_assert!(classes.last().is_none_or(|c| *c < desired.classes));
-        demand.classes = classes.len();
-        demand
+        let Join { hosts, prefixes, .. } = *join;
+        Self { hosts, prefixes, new_keys: join.new_keys(), classes: classes.len() }
     }
 
     fn refuse(

@@ -14,7 +14,8 @@ pub(super) struct Index {
     pub(super) pods: OrdMap<IpAddr, Arc<[Arc<Pod>]>>,
     /// Addresses with more than one claimant.
     pub(super) conflicts: OrdSet<IpAddr>,
-    pub(super) by_node: OrdSet<(Arc<str>, ObjectKey)>,
+    /// Pods by node.
+    pub(super) by_node: OrdMap<(Arc<str>, ObjectKey), Arc<Pod>>,
     pub(super) nodes: OrdSet<(IpAddr, Arc<str>)>,
     pub(super) services: OrdSet<(IpAddr, ObjectKey)>,
     /// EndpointSlices of each Service.
@@ -26,7 +27,7 @@ pub(super) struct Index {
 impl Index {
     pub(super) fn insert_pod(&mut self, pod: &Arc<Pod>) {
         if let Some(node) = &pod.node {
-            self.by_node.insert((node.clone(), pod.key.clone()));
+            self.by_node.insert((node.clone(), pod.key.clone()), pod.clone());
         }
         if !pod.is_subject() {
             return;
