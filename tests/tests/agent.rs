@@ -239,6 +239,18 @@ fn a_wrong_field_is_told_and_the_policy_isolates_or_its_last_version_stays() {
 }
 
 #[test]
+fn what_was_waited_for_is_told_at_once() {
+    let mut setup = Setup::started();
+    for round in 0..40 {
+        let name = format!("p{round}");
+        setup.agent.write_manifest("policy.yaml", &policy(&name, "")).unwrap();
+        setup.agent.wait().unwrap();
+        let told = setup.json(&["get", "policies"]);
+        assert_eq!(told["policies"][0]["name"], name.as_str(), "round {round}: {told}");
+    }
+}
+
+#[test]
 fn pods_and_interfaces_come_and_go() {
     let mut setup = Setup::started();
     setup.agent.write_manifest("policy.yaml", &deny()).unwrap();

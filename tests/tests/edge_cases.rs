@@ -17,8 +17,8 @@ const CLOSED: &str = "{podSelector: {}, policyTypes: [Ingress, Egress]}";
 /// A byte there and back.
 fn exchange(address: IpAddr) -> std::io::Result<()> {
     let listener = TcpListener::bind(SocketAddr::new(address, 0))?;
-    let timeout = Some(Duration::from_secs(10));
-    let mut client = TcpStream::connect_timeout(&listener.local_addr()?, Duration::from_secs(10))?;
+    let timeout = Some(Duration::from_secs(60));
+    let mut client = TcpStream::connect_timeout(&listener.local_addr()?, Duration::from_secs(60))?;
     let (mut server, _) = listener.accept()?;
     let mut byte = [0];
     client.set_read_timeout(timeout)?;

@@ -382,3 +382,17 @@ impl Core {
         spec.map(|spec| spec.keys().collect()).unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_answered_by_a_view_is_told_it_by_everybody() {
+        let published = Published::default();
+        for plan in 1..3 {
+            let shown = published.publish(View { plan, ..View::default() });
+            assert_eq!((shown.plan, published.get().plan), (plan, plan));
+        }
+    }
+}

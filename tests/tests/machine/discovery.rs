@@ -15,7 +15,7 @@ fn ip(text: &str) -> IpAddr {
 
 /// What happens until `done` says that it was seen; the limit only bounds a test that fails.
 fn until(events: &Events, mut done: impl FnMut(&Change) -> bool) -> Change {
-    let (mut all, limit) = (Change::default(), Instant::now() + Duration::from_secs(20));
+    let (mut all, limit) = (Change::default(), Instant::now() + Duration::from_secs(60));
     while !done(&all) {
         assert!(Instant::now() < limit, "the event is missing: {all:?}");
         all.merge(events.wait(Duration::from_millis(100)).unwrap());
