@@ -105,8 +105,9 @@ impl Fixture {
         false
     }
 
-    /// Does `work` while packets are sent, and hands back how many were sent meanwhile.
-    fn under_traffic(&self, work: impl FnOnce()) -> u32 {
+    /// Does `work`, `again` and again until packets were sent meanwhile: a sender that has no processor sends nothing. Hands
+    /// back how many.
+    fn under_traffic(&self, again: bool, mut work: impl FnMut()) -> u32 {
         let (client, sent, stop) = (self.client(), AtomicU32::new(0), AtomicBool::new(false));
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -121,7 +122,11 @@ impl Fixture {
             }
             let before = sent.load(Ordering::Relaxed);
             let guard = StopOnDrop(&stop); // also when `work` panics
+            let end = Instant::now() + Duration::from_secs(60);
             work();
+            while again && sent.load(Ordering::Relaxed) == before && Instant::now() < end {
+                work();
+            }
             drop(guard);
             sent.load(Ordering::Relaxed) - before
         })
@@ -173,7 +178,7 @@ fn another_agent_takes_over_and_no_packet_gets_by() {
         f.ns().run(|| first.attach(f.ifindex).unwrap());
         assert!(!f.talks());
         drop(first);
-        let sent = f.under_traffic(|| {
+        let sent = f.under_traffic(true, || {
             for _ in 0..10 {
                 let next = f.hooks(attach);
                 let done = f.ns().run(|| next.attach(f.ifindex).unwrap());
@@ -200,18 +205,17 @@ fn changing_the_mechanism_leaves_one_program_per_hook_and_no_gap() {
     let f = Fixture::new();
     f.ns().run(|| f.hooks(Attach::Clsact).attach(f.ifindex).unwrap());
     assert!(!f.talks());
-    let mut sent = 0;
-    for attach in [Attach::Tcx, Attach::Clsact, Attach::Auto] {
-        let hooks = f.hooks(attach);
-        sent += f.under_traffic(|| {
+    let sent = f.under_traffic(true, || {
+        for attach in [Attach::Tcx, Attach::Clsact, Attach::Auto] {
+            let hooks = f.hooks(attach);
             f.ns().run(|| hooks.attach(f.ifindex).unwrap());
-        });
-        assert!(!f.arrived(), "{attach:?}");
-        let states = f.ns().run(|| hooks.verify(f.ifindex).unwrap());
-        assert!(states.iter().all(|state| state.present && state.before.is_empty()), "{attach:?} {states:?}");
-    }
-    // Not in each change: on one processor a change that does not wait leaves the sender no time.
-    assert!(sent > 0, "packets were sent during the changes");
+            assert!(!f.arrived(), "{attach:?}");
+            let states = f.ns().run(|| hooks.verify(f.ifindex).unwrap());
+            let sole = states.iter().all(|state| state.present && state.before.is_empty());
+            assert!(sole, "{attach:?} {states:?}");
+        }
+    });
+    assert!(sent > 0 && !f.arrived(), "packets were sent during the changes");
     f.ns().run(|| {
         let hooks = f.hooks(Attach::Auto);
         assert_eq!(hooks.mechanism(), Mechanism::Tcx);
@@ -226,19 +230,23 @@ fn a_bridge_judges_at_once_and_gives_way_to_links_without_a_gap() {
     if !tcx_supported() {
         return;
     }
-    let f = Fixture::new();
-    let hooks = f.hooks(Attach::Auto);
-    f.ns().run(|| assert!(hooks.bridge(f.ifindex).unwrap()));
-    assert!(!f.talks(), "filters judge");
-    f.ns().run(|| {
-        assert!(!hooks.bridge(f.ifindex).unwrap(), "once is enough");
-        assert_eq!(hooks.attached().unwrap().into_iter().collect::<Vec<_>>(), [f.ifindex]);
-    });
-    let sent = f.under_traffic(|| {
-        let done = f.ns().run(|| hooks.attach(f.ifindex).unwrap());
-        assert_eq!(done, Attached { fresh: 0, taken_over: 2 }, "packets were judged all the time");
-    });
-    assert!(sent > 0 && !f.arrived(), "a packet got by among {sent}");
+    let with_links = || {
+        let f = Fixture::new();
+        let hooks = f.hooks(Attach::Auto);
+        f.ns().run(|| assert!(hooks.bridge(f.ifindex).unwrap()));
+        assert!(!f.talks(), "filters judge");
+        f.ns().run(|| {
+            assert!(!hooks.bridge(f.ifindex).unwrap(), "once is enough");
+            assert_eq!(hooks.attached().unwrap().into_iter().collect::<Vec<_>>(), [f.ifindex]);
+        });
+        let sent = f.under_traffic(false, || {
+            let done = f.ns().run(|| hooks.attach(f.ifindex).unwrap());
+            assert_eq!(done, Attached { fresh: 0, taken_over: 2 }, "packets were judged all the time");
+        });
+        assert!(!f.arrived(), "a packet got by among {sent}");
+        (sent > 0).then_some((f, hooks))
+    };
+    let (f, hooks) = (0..100).find_map(|_| with_links()).expect("packets were sent meanwhile");
     f.ns().run(|| {
         let states = hooks.verify(f.ifindex).unwrap();
         assert!(states.iter().all(|s| s.present && s.before.is_empty() && s.behind.is_empty()), "{states:?}");
