@@ -11,6 +11,7 @@ mod outage;
 mod probes;
 mod rendered;
 mod services;
+mod statics;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ const EVERYWHERE: &[(&str, Test)] = &[
     ("seeds_are_enforced_as_the_evaluator_says", manifests::seeds),
     ("services_are_judged_by_their_backends", services::judged),
     ("kubelet_probes_keep_an_isolated_pod_ready", probes::kubelet_probes),
+    ("a_static_pod_is_judged_as_its_mirror_says", statics::judged),
 ];
 
 /// What one cluster shows for all.

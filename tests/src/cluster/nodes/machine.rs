@@ -144,6 +144,11 @@ impl Machine {
         folder(&self.name)
     }
 
+    /// A path of this machine, as the machine outside opens it.
+    pub fn path(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.init))
+    }
+
     /// The end of a server's log.
     pub fn log(&self, server: &str) -> String {
         let text = fs::read_to_string(self.folder().join(format!("{server}.log"))).unwrap_or_default();

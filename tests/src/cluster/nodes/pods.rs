@@ -106,7 +106,9 @@ impl Cluster {
         let text = |value: &Value| value.as_str().map(str::to_owned).context("a pod without name");
         let ips = pod["status"]["podIPs"].as_array().into_iter().flatten();
         let ips = ips.filter_map(|ip| ip["ip"].as_str()?.parse().ok()).collect();
-        let uid = text(&pod["metadata"]["uid"])?;
+        // The kubelet runs a static pod by the UID that it gave the pod itself.
+        let mirrored = &pod["metadata"]["annotations"]["kubernetes.io/config.mirror"];
+        let uid = text(if mirrored.is_null() { &pod["metadata"]["uid"] } else { mirrored })?;
         let id = process_of(&uid)?;
         let file = fs::File::open(format!("/proc/{id}/ns/net")).context("open a pod's network namespace")?;
         Ok(Pod {
