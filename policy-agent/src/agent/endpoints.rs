@@ -9,6 +9,7 @@ use policy_engine::tables::Difference;
 
 use super::background::Work;
 use super::core::Core;
+use super::hooking::Fault;
 use super::settings::PICKUP;
 use super::table::{Changes, Local};
 use crate::cli::chain;
@@ -164,15 +165,18 @@ impl Core {
         self.workloads.bits(self.bits, pod.is_some_and(|pod| !pod.is_service()))
     }
 
-    pub(super) fn not_hooked(&mut self, slot: u16, ifindex: u32, error: &str) {
+    pub(super) fn not_hooked(&mut self, slot: u16, ifindex: u32, fault: Fault) {
         // The link may have gone since it was seen; then its event is on the way.
         self.rehook.failed(Instant::now());
         if let Some(local) = self.table.get_mut(slot) {
-            if local.failure.as_deref() != Some(error) {
-                tracing::error!(ifindex, "interface {} can't be hooked: {error}", local.interface);
+            let (name, error) = (&local.interface, &fault.text);
+            if fault.gone {
+                tracing::debug!(ifindex, "interface {name} is gone: {error}");
+            } else if local.failure.as_ref() != Some(error) {
+                tracing::error!(ifindex, "interface {name} can't be hooked: {error}");
             }
             local.hooked = false;
-            local.failure = Some(error.to_owned());
+            local.failure = Some(fault.text);
         }
     }
 
@@ -204,7 +208,7 @@ impl Core {
                     local.behind_us = states.iter().flat_map(|state| state.behind.clone()).collect();
                     local.before_us = states.into_iter().flat_map(|state| state.before).collect();
                 }
-                Err(error) => self.not_hooked(*slot, ifindex, &chain(&error)),
+                Err(error) => self.not_hooked(*slot, ifindex, error.into()),
             }
         }
     }

@@ -8,6 +8,7 @@ use policy_common::abi::interface_flags;
 
 use super::core::Core;
 use super::endpoints::at_once;
+use super::hooking::Fault;
 use crate::cli::chain;
 use crate::netlink::Device;
 
@@ -138,17 +139,20 @@ impl Core {
         });
         for ((ifindex, _), result) in wanted.iter().zip(results) {
             let Some(exit) = self.exits.get_mut(ifindex) else { continue };
-            let failure = result.err().map(|error| chain(&error));
-            exit.hooked = failure.is_none();
-            if let Some(error) = &failure
-                && exit.failure != failure
+            let fault = result.err().map(Fault::from);
+            exit.hooked = fault.is_none();
+            if let Some(Fault { text, gone }) = &fault
+                && exit.failure.as_ref() != Some(text)
             {
-                tracing::error!(ifindex, "device {} can't be hooked: {error}", exit.name);
+                match gone {
+                    true => tracing::debug!(ifindex, "device {} is gone: {text}", exit.name),
+                    false => tracing::error!(ifindex, "device {} can't be hooked: {text}", exit.name),
+                }
             }
             if exit.hooked {
                 tracing::info!(device = exit.name, ifindex, "device hooked");
             }
-            exit.failure = failure;
+            exit.failure = fault.map(|fault| fault.text);
             if !exit.hooked {
                 self.rehook.failed(Instant::now());
             }

@@ -22,7 +22,7 @@ use super::core::Core;
 use super::endpoints::{CHATTER, tell_hooked};
 use super::kernel::Kernel;
 use crate::cli::chain;
-use crate::datapath::Attached;
+use crate::datapath::{Attached, Error};
 
 /// Hooks are looked at while interfaces are being hooked only if that has been put off for so long.
 const PUT_OFF: Duration = Duration::from_secs(20);
@@ -33,6 +33,21 @@ pub(super) struct Target {
     slot: u16,
     id: u32,
     ifindex: u32,
+}
+
+/// Why an interface is not hooked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    /// The error with its causes.
+    pub(super) text: String,
+    /// The interface is not there any more: that is no fault where its pod has ended.
+    pub(super) gone: bool,
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self { text: chain(&error), gone: error.is_gone() }
+    }
 }
 
 /// Something to do at an interface.
@@ -49,7 +64,7 @@ pub(super) enum Done {
     /// Packets of a new interface are judged; its hooks are not all as they should be yet.
     Bridged(Target),
     /// An interface was hooked, or why not.
-    Hooked(Target, Result<Attached, String>),
+    Hooked(Target, Result<Attached, Fault>),
     /// An interface could not be unhooked.
     NotUnhooked {
         /// The interface.
@@ -135,7 +150,7 @@ fn perform(kernel: &Kernel, job: &Job) -> Option<Done> {
     match *job {
         Job::Hook(target, _) => {
             let attached = kernel.hooks.attach(target.ifindex);
-            Some(Done::Hooked(target, attached.map_err(|error| chain(&error))))
+            Some(Done::Hooked(target, attached.map_err(Fault::from)))
         }
         Job::Unhook(ifindex) => {
             let failed = kernel.hooks.detach(ifindex).err();
@@ -163,7 +178,7 @@ impl Core {
                 }
                 Err(error) => {
                     let ifindex = local.ifindex;
-                    self.not_hooked(*slot, ifindex, &chain(&error));
+                    self.not_hooked(*slot, ifindex, error.into());
                 }
             }
         }
@@ -199,7 +214,7 @@ impl Core {
         }
     }
 
-    fn end_hooking(&mut self, target: Target, result: Result<Attached, String>) {
+    fn end_hooking(&mut self, target: Target, result: Result<Attached, Fault>) {
         let Target { slot, id, ifindex } = target;
         let fresh = result.as_ref().is_ok_and(|attached| attached.fresh > 0);
         let Some(local) = self.table.get_mut(slot).filter(|local| local.id == id) else {
@@ -212,7 +227,7 @@ impl Core {
         local.attaching = false;
         // Also when one hook failed: then a packet without a tag is judged where it goes.
         let set = self.kernel.read().set_interface(ifindex, slot);
-        match result.and_then(|_| set.map_err(|error| chain(&error))) {
+        match result.and_then(|_| set.map_err(Fault::from)) {
             // Since its bridge.
             Ok(()) if local.hooked => {}
             Ok(()) => {
@@ -225,7 +240,7 @@ impl Core {
                 }
                 tell_hooked(local, fresh);
             }
-            Err(error) => self.not_hooked(slot, ifindex, &error),
+            Err(fault) => self.not_hooked(slot, ifindex, fault),
         }
     }
 

@@ -172,6 +172,30 @@ impl Error {
         }
     }
 
+    /// Whether the interface that was to be worked on is not there any more.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::Interface { source, .. } | Self::Netlink { source, .. } => {
+                source.raw_os_error() == Some(libc::ENODEV)
+            }
+            Self::NotBpffs(_)
+            | Self::ForeignPin { .. }
+            | Self::Path { .. }
+            | Self::Map { .. }
+            | Self::Object(_)
+            | Self::Program { .. }
+            | Self::MissingProgram(_)
+            | Self::Bounds { .. }
+            | Self::Reserved { .. }
+            | Self::Occupied { .. }
+            | Self::Plan { .. }
+            | Self::Endpoint { .. }
+            | Self::HookTaken { .. }
+            | Self::NoTcx => false,
+        }
+    }
+
     pub(crate) fn path(action: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
         Self::Path { action, path: path.into(), source }
     }

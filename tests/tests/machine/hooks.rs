@@ -455,7 +455,9 @@ fn an_interface_that_went_first_is_forgotten() {
         f.node.remove("a").unwrap();
         f.ns().run(|| {
             assert!(hooks.attached().unwrap().contains(&f.ifindex), "its pins or notes are still there");
-            assert!(hooks.attach(f.ifindex).is_err(), "{attach:?}");
+            for error in [hooks.attach(f.ifindex).unwrap_err(), hooks.repair(f.ifindex).unwrap_err()] {
+                assert!(error.is_gone(), "{attach:?}: {error:?}");
+            }
             hooks.detach(f.ifindex).unwrap();
             assert!(hooks.attached().unwrap().is_empty(), "{attach:?}");
         });
