@@ -187,13 +187,13 @@ pub(super) fn judge(
     Ok(report)
 }
 
-/// Until when each packet was judged: when it came, or when one that was sent behind it came. All of them leave by one
-/// processor, which handles them in their order.
+/// Until when each packet was judged: one that came, when it came, for it may have waited for its neighbour; any other
+/// when one that was sent behind it came, since all leave by one processor, which handles them in their order.
 fn judged(probes: &[Probe]) -> Vec<Instant> {
     let mut behind: Option<Instant> = None;
     let mut judged: Vec<Instant> = Vec::with_capacity(probes.len());
     for probe in probes.iter().rev() {
-        let known = probe.came.into_iter().chain(behind).min();
+        let known = probe.came.or(behind);
         judged.push(known.map_or(probe.after + SETTLED, |at| at.max(probe.after) + SLACK));
         behind = probe.came.into_iter().chain(behind).min();
     }
@@ -335,5 +335,26 @@ impl Judge<'_> {
             windows.push(if stale.is_none() { Duration::ZERO } else { moment - answered });
         }
         Ok(windows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waited_for_its_neighbour_is_judged_when_it_came() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let probe = |sent: u64, came: Option<u64>| Probe {
+            pods: [0, 1],
+            addresses: [IpAddr::from([10, 0, 0, 1]); 2],
+            port: 1,
+            before: at(sent),
+            after: at(sent),
+            came: came.map(at),
+        };
+        let found = judged(&[probe(0, Some(521)), probe(1, None), probe(2, Some(3)), probe(4, None)]);
+        assert_eq!(found, [at(521) + SLACK, at(3) + SLACK, at(3) + SLACK, at(4) + SETTLED]);
     }
 }
